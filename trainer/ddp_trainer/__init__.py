@@ -1,0 +1,1 @@
+"""A fault-tolerant PyTorch DDP trainer; start reading at cli.py."""

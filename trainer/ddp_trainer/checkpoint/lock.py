@@ -1,0 +1,80 @@
+"""The run directory's lock: one writer at a time, and every start of its ranks has a higher attempt number than the one before.
+
+The lock is the kernel's (`flock`), so it goes with its holder, however that ends. The attempt number is the fencing token: it names
+temporary folders and stands in manifests and events.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import Self
+
+from ddp_trainer.checkpoint.store import write_durably
+from ddp_trainer.errors import DataError, PeerLostError
+
+_POLL_SECONDS = 0.2
+
+
+class RunLock:
+    """Held by node 0's agent for as long as it lives."""
+
+    def __init__(self, descriptor: int, counter: Path) -> None:
+        self._descriptor = descriptor
+        self._counter = counter
+
+    @classmethod
+    def acquire(cls, run_dir: Path, wait_seconds: float) -> Self:
+        """Take the lock, waiting at most `wait_seconds` for its holder to end.
+
+        Raises:
+            DataError: held by another run (and no wait was configured), or the directory cannot be written.
+            PeerLostError: still held after the wait; trying again later is right.
+        """
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise DataError(
+                f"the run directory {run_dir} cannot be written: {error.strerror}; give another with --run-dir, or fix its owner and mode"
+            ) from None
+        _wait(descriptor, run_dir, wait_seconds)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        return cls(descriptor, run_dir / "attempt")
+
+    def next_attempt(self) -> int:
+        """Draw a number higher than any before it in this run; durable before it is used. Every start of the ranks gets one."""
+        try:
+            attempt = int(self._counter.read_text()) + 1
+        except (OSError, ValueError):
+            attempt = 1
+        write_durably(self._counter, f"{attempt}\n".encode())
+        return attempt
+
+    def release(self) -> None:
+        """Let the next run in."""
+        os.close(self._descriptor)
+
+
+def _wait(descriptor: int, run_dir: Path, wait_seconds: float) -> None:
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in {errno.EAGAIN, errno.EACCES}:
+                os.close(descriptor)
+                raise DataError(f"{run_dir / 'lock'} cannot be locked: {error.strerror}; the volume must support flock") from None
+        else:
+            return
+        if time.monotonic() >= deadline:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            if wait_seconds:
+                raise PeerLostError(f"{run_dir} is still in use (process {holder}) after {wait_seconds:.0f} s; its holder must end first")
+            raise DataError(f"{run_dir} is in use by another run (process {holder}); wait for it, stop it, or give another --run-dir")
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,178 @@
+"""Checkpoints on disk: a folder exists only if it is complete, and is trusted only if it verifies.
+
+Commit order, each step durable before the next: data files (written, flushed, fsynced) -> manifest -> the temporary folder -> rename to
+`step-N` -> the parent folder -> `latest` -> retention. A crash anywhere leaves the previous checkpoint newest, or the new one complete.
+`latest` is a hint for people; the loader trusts manifests. One process writes, holding the run's lock (see `lock`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ddp_trainer.checkpoint import manifest as manifests
+from ddp_trainer.checkpoint.manifest import BadCheckpointError, FileEntry, Manifest
+from ddp_trainer.errors import DataError
+
+TENSORS_NAME = "state.safetensors"
+_TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A verified checkpoint: its manifest, its tensors (on the CPU, by name), and what had to be set aside to get to it."""
+
+    manifest: Manifest
+    tensors: dict[str, Tensor]
+    quarantined: tuple[tuple[int, str], ...]
+
+
+class CheckpointStore:
+    """The `checkpoints/` folder of a run."""
+
+    def __init__(self, root: Path, keep: int = 3) -> None:
+        self.root = root
+        self.keep = keep
+
+    def prepare(self) -> None:
+        """Make the folder and clear what a killed writer left half done.
+
+        Raises:
+            DataError: the place cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            for leftover in self.root.glob(f"{_TEMPORARY}*"):
+                shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
+            probe = self.root / f"{_TEMPORARY}probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise DataError(
+                f"the run directory {self.root} cannot be written: {error.strerror}; give another with --run-dir, or fix its owner and mode"
+            ) from None
+
+    def steps(self) -> list[int]:
+        """Steps that have a complete folder, oldest first."""
+        if not self.root.is_dir():
+            return []
+        found = (manifests.step_of(folder) for folder in self.root.iterdir() if folder.is_dir())
+        return sorted(step for step in found if step is not None)
+
+    def folder(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.root / manifests.folder_name(step)
+
+    def commit(self, tensors: Mapping[str, Tensor], describe: Callable[[dict[str, FileEntry]], Manifest]) -> Manifest:
+        """Make a checkpoint durable; returns its manifest once it is.
+
+        Args:
+            tensors: contiguous CPU tensors by name.
+            describe: completes the manifest, given the data files' sizes and hashes.
+
+        Raises:
+            DataError: the disk is full or failing; the previous checkpoint is untouched.
+        """
+        try:
+            return self._commit(tensors, describe)
+        except (OSError, SafetensorError) as error:
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            remedy = "free space or lower checkpoint.keep" if full else "check the volume"
+            raise DataError(f"a checkpoint cannot be written below {self.root}: {error}; {remedy}") from None
+
+    def _commit(self, tensors: Mapping[str, Tensor], describe: Callable[[dict[str, FileEntry]], Manifest]) -> Manifest:
+        work = self.root / f"{_TEMPORARY}{os.getpid()}"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        try:
+            data = work / TENSORS_NAME
+            save_file(dict(tensors), data)
+            _sync(data)
+            manifest = describe({TENSORS_NAME: FileEntry(bytes=data.stat().st_size, sha256=manifests.sha256_of(data))})
+            write_durably(work / manifests.MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
+            _sync(work)
+            final = self.folder(manifest.step)
+            if final.exists():  # an identical step from before a restart: the newer one is as good, and is verified
+                os.replace(final, self.root / f"{_TEMPORARY}replaced-{os.getpid()}")
+            work.rename(final)
+            _sync(self.root)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        write_durably(self.root / "latest", f"{manifests.folder_name(manifest.step)}\n".encode())
+        self._retain()
+        return manifest
+
+    def load_newest(self) -> Loaded | None:
+        """The newest checkpoint that verifies; None if there is none. What fails is moved to `quarantine/`, with the reason beside it."""
+        bad: list[tuple[int, str]] = []
+        for step in reversed(self.steps()):
+            folder = self.folder(step)
+            try:
+                manifest = manifests.verify(folder)
+                return Loaded(manifest, load_file(folder / TENSORS_NAME), tuple(bad))
+            except (BadCheckpointError, SafetensorError, OSError) as error:
+                bad.append((step, str(error)))
+                self._quarantine(folder, str(error))
+        if bad:
+            raise DataError(
+                f"none of the {len(bad)} checkpoints below {self.root} verifies (the newest: {bad[0][1]}); they lie in quarantine/; "
+                f"start afresh with --set run.resume=never in an empty run directory"
+            )
+        return None
+
+    def verified(self) -> Iterator[tuple[int, Manifest | None, str]]:
+        """Every step, newest first, with its manifest, or None and the reason why not. Nothing is moved."""
+        for step in reversed(self.steps()):
+            try:
+                yield step, manifests.verify(self.folder(step)), ""
+            except BadCheckpointError as error:
+                yield step, None, str(error)
+
+    def _quarantine(self, folder: Path, reason: str) -> None:
+        home = self.root / "quarantine"
+        home.mkdir(exist_ok=True)
+        target, n = home / folder.name, 1
+        while target.exists():
+            target, n = home / f"{folder.name}.{n}", n + 1
+        folder.rename(target)
+        (target / "reason.txt").write_text(reason + "\n", encoding="utf-8")
+
+    def _retain(self) -> None:
+        for replaced in self.root.glob(f"{_TEMPORARY}replaced-*"):
+            shutil.rmtree(replaced, ignore_errors=True)
+        for step in self.steps()[: -self.keep]:
+            # a folder that cannot be removed must not end the run: it is tried again after the next commit
+            shutil.rmtree(self.folder(step), ignore_errors=True)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a small file so that a crash leaves the old content or the new, never a mixture."""
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()  # fsync of an unflushed file makes nothing durable
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems refuse to sync a folder, and then need not
+            raise
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)

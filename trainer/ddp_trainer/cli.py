@@ -1,0 +1,127 @@
+"""`ddp ...`: the command line. Each command reads its arguments, then calls one function; all errors end here, as one sentence.
+
+The only module that reads the process's environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ddp_trainer import config as configuration
+from ddp_trainer.config import RunConfig
+from ddp_trainer.errors import CONFIG_ERROR, ConfigError, DdpError
+
+app = typer.Typer(
+    name="ddp",
+    help="Fault-tolerant PyTorch DDP training, from one laptop to a GPU cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Look at a run configuration without starting anything.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="Run configuration, JSON or YAML.", show_default="all defaults")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override one value; may be repeated.")]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where the run lives; instead of run.root and run.name.")]
+
+
+@app.command()
+def local(
+    config: ConfigFile = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Agents on this machine; wins over distributed.nodes.")] = None,
+    run_dir: RunDir = None,
+    settings: Settings = None,
+) -> None:
+    """Train on this machine: N agents, each as if it were a machine of its own."""
+    from ddp_trainer.launchers.local import Local
+    from ddp_trainer.launchers.view import View
+
+    resolved = _load(config, settings, run_dir, workers)
+    raise typer.Exit(Local(resolved, dict(os.environ), View()).run())
+
+
+@app.command()
+def launch(config: ConfigFile = None, run_dir: RunDir = None, settings: Settings = None) -> None:
+    """Be one node's agent: PID 1 in every container. Which node is read from the environment."""
+    from dataclasses import asdict
+
+    from ddp_trainer.launchers.identity import identify
+    from ddp_trainer.resilience.entrypoint import run
+
+    resolved, node = identify(_load(config, settings, run_dir, None), os.environ)
+    raise typer.Exit(run(resolved.model_dump(mode="json"), asdict(node), dict(os.environ)))
+
+
+@app.command()
+def report(run_dir: Path) -> None:
+    """Write RUN_DIR/report.html: one self-contained page about the run."""
+    from ddp_trainer.report.page import write_report
+
+    typer.echo(write_report(run_dir))
+
+
+@app.command()
+def top(targets: list[str], once: Annotated[bool, typer.Option("--once", help="One frame, then end.")] = False) -> None:
+    """Show all workers of a run, live. TARGETS: a run directory, or agents' addresses."""
+    from ddp_trainer.telemetry.top import top as show
+
+    show(targets, once)
+
+
+@config_app.command()
+def check(file: Path, settings: Settings = None) -> None:
+    """Say whether FILE is a valid configuration."""
+    resolved = _load(file, settings, None, None)
+    typer.echo(f"{file}: good; {resolved.world_size} ranks, {resolved.micro_batches} micro-batches, config hash {resolved.digest()}")
+
+
+@config_app.command()
+def show(file: Annotated[Path | None, typer.Argument()] = None, settings: Settings = None) -> None:
+    """Print the configuration with every default filled in."""
+    typer.echo(json.dumps(_load(file, settings, None, None).model_dump(mode="json"), indent=2))
+
+
+@config_app.command()
+def schema() -> None:
+    """Print the JSON schema of a run configuration."""
+    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+def _load(file: Path | None, settings: list[str] | None, run_dir: Path | None, workers: int | None) -> RunConfig:
+    extra: list[str] = list(settings or [])
+    if workers is not None:
+        extra.append(f"distributed.nodes={workers}")
+    if run_dir is not None:
+        where = run_dir.absolute()
+        extra += [f"run.root={json.dumps(str(where.parent))}", f"run.name={json.dumps(where.name)}"]
+    return configuration.load(file, extra, os.environ)
+
+
+def main() -> None:
+    """The console script `ddp`: commands, with every error as a sentence on stderr and the exit code of its kind."""
+    try:
+        code: Any = app(standalone_mode=False)
+    except DdpError as error:
+        _fail(str(error), error.exit.code)
+    except typer.Abort:
+        _fail("interrupted", 130)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(f"{error.format_message()} (see --help)", CONFIG_ERROR.code)  # click's own: a wrong command line
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"ddp: {message}", file=sys.stderr)  # noqa: T201  # the command line's voice
+    sys.exit(code)
+
+
+__all__ = ["ConfigError", "main"]

@@ -1,0 +1,212 @@
+"""The process group of a rank: device, threads, DDP wrapping and the few collectives that the rest may use.
+
+Every call here that talks to other ranks blocks for at most `distributed.collective_timeout_seconds`, and fails with what `is_echo`
+recognises when a peer has died: somebody else's fault, to be reported as such.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # the stubs do not export them
+from torch.nn.parallel import DistributedDataParallel
+
+from ddp_trainer.config import RunConfig
+from ddp_trainer.errors import ConfigError
+
+_ECHOES = re.compile(
+    r"gloo/transport|connectFullMesh|Connection (closed|reset) by peer|Broken pipe|Timed out waiting \d+ ?ms|caused pair closure", re.IGNORECASE
+)
+"""What gloo says in a plain RuntimeError when a peer is gone; NCCL and the store raise `DistError`s."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this rank stands, as its agent said: torch's RANK, WORLD_SIZE and friends."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    ranks_on_machine: int
+    store_host: str
+    store_port: int
+    store_prefix: str
+
+
+class Group:
+    """The ranks of one generation, seen from one of them."""
+
+    def __init__(self, place: Place, device: torch.device, backend: str) -> None:
+        self.rank = place.rank
+        self.world_size = place.world_size
+        self.local_rank = place.local_rank
+        self.device = device
+        self.backend = backend
+
+    @classmethod
+    def join(cls, config: RunConfig, place: Place) -> Self:
+        """Choose device and threads, and meet the other ranks in the agents' store.
+
+        Raises:
+            ConfigError: more ranks than GPUs, or nccl without one.
+        """
+        device = choose_device(config, place.local_rank)
+        backend = choose_backend(config, device)
+        torch.set_num_threads(config.precision.threads_per_rank or max(1, cores() // place.ranks_on_machine))
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if place.world_size > 1:
+            bound = timedelta(seconds=config.distributed.collective_timeout_seconds)
+            client = TCPStore(place.store_host, place.store_port, is_master=False, timeout=bound)
+            dist.init_process_group(
+                backend,
+                store=PrefixStore(place.store_prefix, client),
+                rank=place.rank,
+                world_size=place.world_size,
+                timeout=bound,
+                device_id=device if backend == "nccl" else None,
+            )
+        return cls(place, device, backend)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """DDP around the model, rank 0's parameters and buffers broadcast; the model itself when it is alone.
+
+        Buffers are not synchronised in every forward (for ResNet-50 that is 159 broadcasts): see `share_buffers`.
+        """
+        if self.world_size == 1:
+            return model
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, forward_sync_buffers=False)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every rank rank 0's norm statistics: only those are the run's."""
+        self.share(list(model.buffers()))
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with rank 0's, in one broadcast per dtype."""
+        if self.world_size == 1:
+            return
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            by_dtype.setdefault(tensor.dtype, []).append(tensor)
+        for group in by_dtype.values():
+            flat = torch.cat([t.reshape(-1) for t in group])
+            dist.broadcast(flat, src=0)
+            if self.rank:
+                for tensor, part in zip(group, torch.split(flat, [t.numel() for t in group]), strict=True):
+                    tensor.copy_(part.view(tensor.shape))
+
+    def share_json(self, value: Any) -> Any:
+        """Rank 0's JSON value, on every rank. No pickle."""
+        if self.world_size == 1:
+            return value
+        data = json.dumps(value).encode() if self.rank == 0 else b""
+        size = torch.tensor([len(data)], device=self.device)
+        dist.broadcast(size, src=0)
+        body = torch.empty(int(size), dtype=torch.uint8, device=self.device)
+        if self.rank == 0:
+            body.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        dist.broadcast(body, src=0)
+        return json.loads(bytes(body.cpu().numpy()))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather_rows(self, rows: Tensor, sizes: list[int]) -> Tensor:
+        """Concatenate every rank's rows `[n_r, k]` in rank order; `sizes` are the n_r, known to all."""
+        if self.world_size == 1:
+            return rows
+        longest = max(sizes)
+        padded = torch.zeros((longest, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def leave(self) -> None:
+        """Tear the group down after everybody's last collective."""
+        if self.world_size > 1:
+            dist.destroy_process_group()
+
+
+def choose_device(config: RunConfig, local_rank: int) -> torch.device:
+    """The rank's device under `distributed.device`.
+
+    Raises:
+        ConfigError: cuda asked for and not there, or more local ranks than GPUs.
+    """
+    wanted, ranks = config.distributed.device, config.distributed.procs_per_node
+    if wanted == "cpu":
+        return torch.device("cpu")
+    gpus = torch.cuda.device_count()
+    if wanted == "auto" and not gpus:
+        return torch.device("cpu")
+    if not gpus:
+        raise ConfigError(
+            "distributed.device is cuda but no GPU is visible here; use distributed.device=cpu, or check the driver with nvidia-smi"
+        )
+    if local_rank >= gpus:
+        raise ConfigError(
+            f"distributed.procs_per_node is {ranks} but only {gpus} GPU(s) are visible on this node; "
+            f"use distributed.procs_per_node={gpus}, or distributed.device=cpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def choose_backend(config: RunConfig, device: torch.device) -> str:
+    """nccl for GPUs, gloo else, unless the configuration says.
+
+    Raises:
+        ConfigError: nccl with ranks on the CPU.
+    """
+    wanted = config.distributed.backend
+    if wanted == "nccl" and device.type != "cuda":
+        raise ConfigError(
+            "distributed.backend is nccl but this rank has no GPU; use distributed.backend=gloo (or auto), or start where there is a GPU"
+        )
+    if wanted != "auto":
+        return wanted
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+def cores() -> int:
+    """CPU cores this process may use: affinity, and the cgroup's quota in a container (v2, then v1), rounded up."""
+    allowed = len(os.sched_getaffinity(0))
+    for quota in _quotas():
+        allowed = min(allowed, max(1, math.ceil(quota)))
+    return allowed
+
+
+def _quotas() -> list[float]:
+    root = Path("/sys/fs/cgroup")
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+        return [] if quota == "max" else [int(quota) / int(period)]
+    except (OSError, ValueError):
+        pass
+    try:
+        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text())
+        return [quota_us / int((root / "cpu/cpu.cfs_period_us").read_text())] if quota_us > 0 else []
+    except (OSError, ValueError):
+        return []
+
+
+def is_echo(error: BaseException) -> bool:
+    """Whether an error is what a failed collective raises: the echo of another rank's fault, never a root cause."""
+    if isinstance(error, dist.DistError):
+        return True
+    return type(error) is RuntimeError and bool(_ECHOES.search(str(error)))

@@ -1,0 +1,345 @@
+"""The training loop: step, evaluate, offer the state. It knows steps, not files, pods, signals or clocks.
+
+Per step, every rank computes its share of the micro-batches of one global batch; the last backward all-reduces the gradients. The
+result is a function of the configuration alone: whatever the world size, the same samples meet the same parameters in the same
+micro-batches. Side work (telemetry, checkpoints) is one call that decides for itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from ddp_trainer.config import RunConfig
+from ddp_trainer.data.order import evaluation_slice, global_batch, micro_batches_of
+from ddp_trainer.distributed import Group
+from ddp_trainer.errors import ConfigError, DivergedError
+from ddp_trainer.tasks.protocol import Dataset, Task
+
+_log = logging.getLogger(__name__)
+
+_SEED_STRIDE = 1_000_003
+"""Separates the seeds of neighbouring steps; any number larger than the micro-batches of a step does."""
+WARM_UP_SAMPLES = 2
+"""Samples of the throw-away backward: the fewest with which a norm layer over 1 x 1 pixels has a variance."""
+
+
+@dataclass
+class Training:
+    """Everything that a step touches. Built by `build`, advanced by `train`."""
+
+    config: RunConfig
+    task: Task
+    group: Group
+    model: nn.Module
+    """The bare model; `ranks_model` is the same, wrapped for gradient averaging."""
+    ranks_model: nn.Module
+    optimizer: Optimizer
+    ema: dict[str, Tensor]
+    train_set: Dataset
+    test_set: Dataset
+    dtype: torch.dtype
+    micro_batches: int
+    total_steps: int
+    step: int = 0
+    predictions: list[Tensor] = field(default_factory=list)
+    """float32 [n, 3] per batch of the last evaluation: target, predicted class, confidence. Empty if the task has no classes."""
+    sums: Tensor = field(init=False)
+    """float64 [3] on the device: loss, accuracy and samples since the last report."""
+
+    def __post_init__(self) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64, device=self.group.device)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Not whole in general: a global batch may straddle two epochs, so that every sample is used exactly once in each."""
+        return len(self.train_set) / self.config.data.global_batch
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The mixed precision of forward passes."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.group.device.type, dtype=self.dtype)
+
+    @property
+    def evaluated_parameters(self) -> contextlib.AbstractContextManager[object]:
+        """Swaps the average in for evaluation, where one is kept."""
+        return _swapped(dict(self.model.named_parameters()), self.ema) if self.ema else contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop tells the outside; each call decides for itself whether anything is to be done."""
+
+    stepped: Callable[[int, int], None]
+    """(step, samples) after every step."""
+    measured: Callable[[int, float, float, float], None]
+    """(step, loss, accuracy, lr) every `telemetry.log_every_steps`."""
+    evaluating: Callable[[], None]
+    evaluated: Callable[[int, dict[str, float]], None]
+    offer: Callable[[int], None]
+    """(step): the state is complete and may be saved."""
+
+
+def train(run: Training, hooks: Hooks) -> dict[str, float]:
+    """Run from `run.step` to the end; returns the last evaluation's metrics (empty if there was nothing left to do).
+
+    Raises:
+        DivergedError: the loss is not finite. The parameters are those before the bad step.
+    """
+    metrics: dict[str, float] = {}
+    every = run.config.telemetry.log_every_steps
+    while run.step < run.total_steps:
+        lr = learning_rate(run.config, run.step, run.total_steps)
+        one_step(run, lr)
+        run.step += 1
+        hooks.stepped(run.step, run.config.data.global_batch)
+        if run.step % every == 0 or run.step == run.total_steps:
+            loss, accuracy = _take_means(run)
+            hooks.measured(run.step, loss, accuracy, lr)
+        if evaluation_is_due(run.config, run.step, run.total_steps, run.steps_per_epoch):
+            hooks.evaluating()
+            metrics = evaluate(run)
+            hooks.evaluated(run.step, metrics)
+        hooks.offer(run.step)
+    return metrics
+
+
+def one_step(run: Training, lr: float) -> None:
+    """Forward and backward of this rank's micro-batches, gradients averaged in the last backward, one optimizer step."""
+    seed, batch = run.config.run.seed, run.config.data.global_batch
+    indices, epochs = global_batch(seed, len(run.train_set), batch, run.step)
+    mine = micro_batches_of(run.group.rank, run.group.world_size, run.micro_batches)
+    size = batch // run.micro_batches
+    finite = True
+    run.ranks_model.train()
+    for number in mine:
+        part = slice(number * size, (number + 1) * size)
+        inputs, targets = run.train_set.batch(indices[part], epochs[part])
+        torch.manual_seed((seed * _SEED_STRIDE + run.step) * _SEED_STRIDE + number)  # a user's dropout: keyed by step and place
+        loss, outputs = _forward_backward(run, inputs, targets, share=1 / len(mine), reduce=number == mine[-1])
+        counted = run.task.metrics(outputs, targets)
+        run.sums += torch.stack([loss.detach().double() * size, counted.get("accuracy", loss.new_zeros(())).double(), run.sums.new_tensor(size)])
+        if run.group.device.type == "cpu":
+            finite = finite and math.isfinite(loss.item())
+    _step_if_finite(run, lr, finite=finite)
+
+
+def _forward_backward(run: Training, inputs: Tensor, targets: Tensor, share: float, *, reduce: bool) -> tuple[Tensor, Tensor]:
+    no_sync = getattr(run.ranks_model, "no_sync", None)
+    with contextlib.nullcontext() if reduce or no_sync is None else no_sync():
+        with run.autocast():
+            outputs = run.ranks_model(inputs)
+            loss = run.task.loss(outputs, targets)
+        (loss * share).backward()
+    return loss, outputs.detach()
+
+
+def _step_if_finite(run: Training, lr: float, *, finite: bool) -> None:
+    """Step, unless the loss or the averaged gradient is not finite anywhere: the average carries one rank's NaN to all of them."""
+    probe = next(p.grad for p in reversed(list(run.model.parameters())) if p.grad is not None)
+    if run.group.device.type == "cpu":
+        if not (finite and bool(torch.isfinite(probe).all())):
+            raise DivergedError(
+                f"the loss is not finite at step {run.step + 1} on rank {run.group.rank}; lower optim.lr (now {run.config.optim.lr}) "
+                f"or lengthen optim.warmup_ratio; the last checkpoint is good"
+            )
+    else:
+        # no device sync here: the fused kernel skips the update while found_inf is set, and `_take_means` raises at the next report
+        bad = (~torch.isfinite(probe).all()).float()
+        found = getattr(run.optimizer, "found_inf", None)
+        run.optimizer.found_inf = bad if found is None else torch.maximum(found, bad)  # type: ignore[attr-defined]  # torch's fused kernels read it
+    for settings in run.optimizer.param_groups:
+        settings["lr"] = lr
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.ema:
+        _average(run)
+
+
+def evaluate(run: Training) -> dict[str, float]:
+    """Metrics over the whole test set, every sample counted once, with rank 0's norm statistics."""
+    run.group.share_buffers(run.model)
+    sums: dict[str, Tensor] = {}
+    run.predictions.clear()
+    with run.evaluated_parameters:
+        for outputs, targets in _forward_test_set(run):
+            if run.task.classes:
+                confidence, predicted = outputs.softmax(-1).max(-1)
+                run.predictions.append(torch.stack([targets.float(), predicted.float(), confidence], dim=1))
+            for name, value in run.task.metrics(outputs, targets).items():
+                sums[name] = sums.get(name, value.new_zeros((), dtype=torch.float64)) + value.double()
+    names = sorted(run.group.share_json(sorted(sums)))  # a rank without samples of its own has no names
+    totals = torch.stack([sums.get(name, torch.zeros((), dtype=torch.float64, device=run.group.device)) for name in names])
+    return dict(zip(names, (run.group.sum(totals) / len(run.test_set)).tolist(), strict=True))
+
+
+def _forward_test_set(run: Training) -> Iterator[tuple[Tensor, Tensor]]:
+    """(outputs, targets) per batch of this rank's part of the test set, in order."""
+    mine = evaluation_slice(run.group.rank, run.group.world_size, len(run.test_set))
+    run.model.eval()
+    with torch.inference_mode(), run.autocast():
+        for start in range(mine.start, mine.stop, run.config.data.eval_batch):
+            indices = torch.arange(start, min(start + run.config.data.eval_batch, mine.stop))
+            inputs, targets = run.test_set.batch(indices, None)
+            yield run.model(inputs).float(), targets
+
+
+def learning_rate(config: RunConfig, step: int, total_steps: int) -> float:
+    """The rate for the step after `step` done ones: linear warm-up, then a cosine to `final_lr_ratio`."""
+    optim = config.optim
+    warmup_steps = math.floor(optim.warmup_ratio * total_steps)
+    if step < warmup_steps:
+        return optim.lr * (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    floor = optim.final_lr_ratio
+    return optim.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def evaluation_is_due(config: RunConfig, step: int, total_steps: int, steps_per_epoch: float) -> bool:
+    """Whether `step` completed an evaluation interval, or the run."""
+    interval = config.telemetry.eval_every_epochs * steps_per_epoch
+    return step == total_steps or math.floor(step / interval) > math.floor((step - 1) / interval)
+
+
+def count_steps(config: RunConfig, samples: int) -> int:
+    """Optimizer steps of the whole run: the last global batch is filled up from the order of the epoch after the last."""
+    steps = math.ceil(config.optim.epochs * samples / config.data.global_batch - 1e-9)
+    return min(steps, config.optim.max_steps or steps)
+
+
+def build(config: RunConfig, task: Task, group: Group, train_set: Dataset, test_set: Dataset, micro_batches: int) -> Training:
+    """Model, optimizer and wrapping for one rank, at step 0. `begin` must be called once the state is what it should be.
+
+    Raises:
+        ConfigError: compilation or bf16 was asked for and is not to be had.
+    """
+    torch.manual_seed(config.run.seed)
+    layout = torch.channels_last if config.precision.channels_last else torch.contiguous_format
+    model = task.build_model().to(group.device)
+    model = model.to(memory_format=layout)
+    decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    rest = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    optimizer = SGD(
+        [{"params": decay, "weight_decay": config.optim.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        lr=config.optim.lr,
+        momentum=config.optim.momentum,
+        nesterov=config.optim.nesterov,
+        fused=True,
+    )
+    if compiles(config, group.device):
+        model.compile()
+    if group.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    return Training(
+        config=config,
+        task=task,
+        group=group,
+        model=model,
+        ranks_model=model,
+        optimizer=optimizer,
+        ema={n: p.detach().clone() for n, p in model.named_parameters()} if config.optim.ema_decay else {},
+        train_set=train_set.to(group.device),
+        test_set=test_set.to(group.device),
+        dtype=choose_dtype(config, group.device),
+        micro_batches=micro_batches,
+        total_steps=count_steps(config, len(train_set)),
+    )
+
+
+def begin(run: Training) -> None:
+    """Wrap the model for its ranks and run one throw-away backward, leaving the state as it was.
+
+    DDP orders its buckets anew after the first backward, which changes the order of summation. Without this, a resumed run would
+    differ in the last bits from the undisturbed one, at more than two ranks.
+    """
+    run.ranks_model = run.group.wrap(run.model)
+    if run.group.world_size == 1:
+        return
+    size = run.config.data.global_batch // run.micro_batches
+    size = size if run.config.precision.compile != "off" else min(size, WARM_UP_SAMPLES)  # another shape would compile again
+    buffers = [buffer.clone() for buffer in run.model.buffers()]
+    indices = torch.arange(size) % len(run.train_set)
+    run.ranks_model.train()
+    inputs, targets = run.train_set.batch(indices, torch.zeros_like(indices))
+    _forward_backward(run, inputs, targets, share=1.0, reduce=True)
+    run.optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, saved in zip(run.model.buffers(), buffers, strict=True):
+            buffer.copy_(saved)
+
+
+def choose_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+    """bf16 where asked for, or where `auto` finds it in the hardware.
+
+    Raises:
+        ConfigError: bf16 asked for, and torch cannot do it on this device.
+    """
+    if config.precision.dtype == "fp32":
+        return torch.float32
+    if device.type == "cuda":
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001  # the only way to ask
+    if config.precision.dtype == "bf16" and not has:
+        raise ConfigError(f"precision.dtype is bf16 but this {device.type} has no bf16 arithmetic; use precision.dtype=auto or fp32")
+    return torch.bfloat16 if has else torch.float32
+
+
+def compiles(config: RunConfig, device: torch.device) -> bool:
+    """Whether the model is compiled; `auto` declines with a sentence where there is no compiler.
+
+    Raises:
+        ConfigError: `on`, and there is none.
+    """
+    if config.precision.compile == "off":
+        return False
+    found = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if device.type == "cuda":
+        found = "triton" if torch.utils._triton.has_triton() else None  # noqa: SLF001  # inductor's own test
+    if found:
+        return True
+    sentence = f"torch.compile needs {'triton' if device.type == 'cuda' else 'a C++ compiler (g++ or clang++)'} and none is installed"
+    if config.precision.compile == "on":
+        raise ConfigError(f"{sentence}; install one, or use precision.compile=off")
+    _log.warning("precision.compile=auto: %s, so the model runs eagerly", sentence)
+    return False
+
+
+def _take_means(run: Training) -> tuple[float, float]:
+    total = run.group.sum(run.sums).tolist()  # the one device sync of an interval
+    run.sums.zero_()
+    loss, accuracy = total[0] / total[2], total[1] / total[2]
+    if not math.isfinite(loss):
+        raise DivergedError(f"the loss is not finite at or before step {run.step}; lower optim.lr (now {run.config.optim.lr})")
+    return loss, accuracy
+
+
+def _average(run: Training) -> None:
+    decay = run.config.optim.ema_decay or 0.0
+    live = dict(run.model.named_parameters())
+    with torch.no_grad():
+        torch._foreach_lerp_(list(run.ema.values()), [live[n].detach() for n in run.ema], 1 - decay)  # noqa: SLF001  # public in spirit: torch.optim's
+
+
+@contextlib.contextmanager
+def _swapped(live: dict[str, nn.Parameter], other: dict[str, Tensor]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    """The live parameters hold the other values inside the block."""
+    kept = {name: p.detach().clone() for name, p in live.items()}
+    with torch.no_grad():
+        for name, p in live.items():
+            p.copy_(other[name])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, p in live.items():
+                p.copy_(kept[name])

@@ -1,0 +1,1 @@
+"""Ways to start the agents of a run."""

@@ -1,0 +1,208 @@
+"""`ddp local`: N agents on this machine, each as if it were a machine of its own, and a cluster's manners towards them.
+
+The supervisor forks a nursery (a zygote) before anything else and starts every agent from it, so torch is imported once for all of them.
+An agent that dies, or leaves with a code that asks for it (128 and above), is started again; a final code ends all. Nothing outlives
+the supervisor: Ctrl-C stops the agents in order, and if it is killed itself, the kernel kills the tree below it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ddp_trainer.config import RunConfig
+from ddp_trainer.errors import FINISHED, PEER_LOST, ConfigError, DataError
+from ddp_trainer.launchers.view import View
+from ddp_trainer.resilience.entrypoint import PRELOAD, Node
+from ddp_trainer.resilience.zygote import Zygote
+
+AGENT_TARGET = "ddp_trainer.resilience.entrypoint:run"
+NURSERY_PRELOAD = (*PRELOAD, "ddp_trainer.resilience.agent")
+LOOK_SECONDS = 0.1
+STOP_SECONDS = 10.0
+"""How long agents may take to leave after SIGTERM, or after another has left for good, before they are killed."""
+AGENT_RESTARTS = 50
+"""A cluster would go on for ever, with growing pauses; on a laptop somebody is looking."""
+INTERRUPTED = 130
+"""The shell's code for a program ended by Ctrl-C."""
+
+
+@dataclass
+class _Agent:
+    node: Node
+    environment: dict[str, str]
+    telemetry_port: int
+    pid: int = 0
+    restarts: int = 0
+    code: int | None = None
+
+
+@dataclass
+class Local:
+    """One run of N agents. `run` returns the exit code of the whole."""
+
+    config: RunConfig
+    environment: Mapping[str, str]
+    view: View
+    _agents: list[_Agent] = field(default_factory=list)
+    _by_pid: dict[int, _Agent] = field(default_factory=dict)
+    _signal: int = 0
+
+    def run(self) -> int:
+        """Start everything and stay until it ends.
+
+        Raises:
+            ConfigError, DataError: nothing was started.
+        """
+        logs = self.config.run_dir / "logs"
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"the run directory {self.config.run_dir} cannot be written: {error.strerror}; give another with --run-dir"
+            ) from None
+        self._agents = self._plan(logs)
+        self._check_ports()
+        nursery = Zygote.fork(NURSERY_PRELOAD)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._on_signal)
+        self.view.start(self.config, [f"http://127.0.0.1:{agent.telemetry_port}" for agent in self._agents])
+        try:
+            for agent in self._agents:
+                self._start(nursery, agent)
+            code = self._watch(nursery)
+        finally:
+            nursery.close()
+        self.view.finish(code, self._words())
+        return code
+
+    def _plan(self, logs: Path) -> list[_Agent]:
+        nodes, per_node = self.config.distributed.nodes, self.config.distributed.procs_per_node
+        store_port = free_port()
+        base = self.config.telemetry.port
+        gpus = self._gpus(nodes * per_node)
+        agents = []
+        for i in range(nodes):
+            environment = dict(self.environment)
+            if gpus:
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[i * per_node : (i + 1) * per_node])
+            node = Node(i, nodes, "127.0.0.1", store_port, nodes * per_node, str(logs), str(logs / f"agent-{i}.end.json"))
+            agents.append(_Agent(node, environment, base + i if base else free_port()))
+        return agents
+
+    def _gpus(self, ranks: int) -> Sequence[str]:
+        """A GPU for each rank, by number; none where ranks use the CPU."""
+        if self.config.distributed.device == "cpu":
+            return []
+        visible = self.environment.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(i) for i in range(count_gpus())]
+        if self.config.distributed.device == "auto" and len(gpus) < ranks:
+            return [""] * ranks  # all on the CPU rather than some here and some there
+        if len(gpus) < ranks:
+            raise ConfigError(
+                f"{ranks} ranks need {ranks} GPUs but {len(gpus)} are present; use --workers {max(1, len(gpus))}, "
+                f"or --set distributed.device=cpu"
+            )
+        return gpus
+
+    def _check_ports(self) -> None:
+        """Say it at once, before torch is imported, if somebody has a port."""
+        for agent in self._agents:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((self.config.telemetry.host, agent.telemetry_port))
+                except OSError as error:
+                    raise ConfigError(
+                        f"port {agent.telemetry_port} on {self.config.telemetry.host} cannot be used for agent {agent.node.node}: "
+                        f"{error.strerror}; choose another with --set telemetry.port=..., or 0 for any free ones"
+                    ) from None
+
+    def _start(self, nursery: Zygote, agent: _Agent) -> None:
+        config = self.config.with_values({"telemetry.port": agent.telemetry_port})
+        arguments: dict[str, Any] = {
+            "config": config.model_dump(mode="json"),
+            "node": asdict(agent.node),
+            "environment": agent.environment,
+        }
+        Path(str(agent.node.ending)).unlink(missing_ok=True)
+        log = Path(str(agent.node.rank_logs)) / f"agent-{agent.node.node}.log"
+        agent.pid = nursery.spawn(AGENT_TARGET, arguments, agent.environment, log)
+        agent.code = None
+        self._by_pid[agent.pid] = agent
+
+    def _watch(self, nursery: Zygote) -> int:
+        """Until all have ended: restart those that ask for it, show progress, stop all when one has ended for good."""
+        deadline = float("inf")
+        final = 0
+        while self._by_pid:
+            for death in nursery.deaths(timeout_seconds=LOOK_SECONDS):
+                agent = self._by_pid.pop(death.pid)
+                agent.code = death.code if death.code >= 0 else 128 - death.code
+                if agent.code == FINISHED.code or self._signal:
+                    continue
+                if deadline < float("inf"):
+                    final = final or agent.code
+                elif agent.code >= 128 and agent.restarts < AGENT_RESTARTS:  # noqa: PLR2004  # errors.Exit.retried
+                    agent.restarts += 1
+                    self.view.say(f"agent {agent.node.node} {_ended(death.code)}; starting it again")
+                    self._start(nursery, agent)
+                else:
+                    final = agent.code
+                    deadline = time.monotonic() + STOP_SECONDS
+            self.view.refresh()
+            if self._signal and deadline == float("inf"):
+                self.view.say("stopping the agents ...")
+                for pid in self._by_pid:
+                    nursery.kill(pid, signal.SIGTERM)
+                deadline = time.monotonic() + STOP_SECONDS
+            if time.monotonic() > deadline:
+                break
+        if self._signal:
+            return INTERRUPTED if self._signal == signal.SIGINT else 128 + self._signal
+        if not final and self._by_pid:
+            return PEER_LOST.code
+        return final
+
+    def _words(self) -> dict[str, Any]:
+        """The last words of the first agent that has any beyond success."""
+        for agent in self._agents:
+            try:
+                words: dict[str, Any] = json.loads(Path(str(agent.node.ending)).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            if words.get("exit"):
+                return words
+        return {}
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002  # the signal module's signature
+        self._signal = signum
+
+
+def free_port() -> int:
+    """A TCP port that nobody uses at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs on this machine, by the driver's library: asking CUDA would make forking impossible."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetCount())
+    except Exception:  # whatever the driver's library raises, there is no GPU to be had
+        return 0
+
+
+def _ended(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"left with {code}"

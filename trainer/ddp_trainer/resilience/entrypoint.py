@@ -1,0 +1,194 @@
+"""One node's agent process, from the first instruction to the exit code: PID 1 in a container, a child of `ddp local` on a laptop.
+
+The order matters. The zygote is forked first, while there is one thread; then `/healthz` answers; only then is torch imported, in the
+zygote at the same time. The exit code is contract 3.2's, and the root cause is left as one JSON line where the kubelet looks for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddp_trainer.config import RunConfig
+from ddp_trainer.errors import FINISHED, DdpError
+from ddp_trainer.resilience.zygote import Zygote
+from ddp_trainer.telemetry.events import EVENTS_FILE, EventLog
+from ddp_trainer.telemetry.server import StatusServer
+
+if TYPE_CHECKING:
+    from ddp_trainer.resilience.agent import Ending
+
+_log = logging.getLogger(__name__)
+
+PRELOAD = ("torch.distributed", "torch.nn.parallel", "torchvision.models", "ddp_trainer.resilience.rank")
+"""What a rank would import before its first step."""
+TERMINATION_LOG = Path("/dev/termination-log")
+"""Where the kubelet reads a container's last words: a bind mount, so it is written in place."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """Which node this is, and where the nodes meet."""
+
+    node: int
+    nodes: int
+    host: str
+    port: int
+    ranks_on_machine: int
+    rank_logs: str | None = None
+    """Folder for `rank-N.log`; None lets ranks write to this process's output."""
+    ending: str | None = None
+    """File for the last words; None means the kubelet's, where there is one."""
+
+
+def run(config: dict[str, Any], node: dict[str, Any], environment: dict[str, str]) -> int:
+    """Be the agent: the target of `ddp local`'s forks and the body of `ddp launch`. Returns the exit code."""
+    me = Node(**node)
+    zygote = Zygote.fork(PRELOAD)
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s agent {me.node} %(message)s", force=True)
+    logging.getLogger("torch.distributed").setLevel(logging.WARNING)
+    try:
+        return _supervise(RunConfig.model_validate(config), me, environment, zygote)
+    except DdpError as error:
+        _log.error("%s", error)  # noqa: TRY400  # a sentence for people
+        _leave_words(me, {"cause": error.exit.cause, "exit": error.exit.code, "node": me.node, "rank": None, "message": str(error)})
+        return error.exit.code
+    finally:
+        zygote.close()
+
+
+def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygote: Zygote) -> int:
+    server = StatusServer(config.telemetry.host, config.telemetry.port)
+    server.start()
+    from ddp_trainer.resilience.agent import GangAgent  # from here on torch is imported: after /healthz answers
+    from ddp_trainer.resilience.chronicle import LEDGER_FILE, Chronicle
+    from ddp_trainer.telemetry.facts import FactsPage
+    from ddp_trainer.telemetry.node import NodeTelemetry
+
+    leads = me.node == 0
+    with _run_lock(config, leads=leads) as next_attempt, _scratch(config, me.node) as scratch:
+        events = EventLog(config.run_dir / EVENTS_FILE) if leads else None
+        chronicle = Chronicle(config.run.name, me.node, config.world_size, config.run_dir / LEDGER_FILE if leads else None)
+        chronicle.recall()
+        chronicle.forget_crashes()
+        if events:
+            _write_config(config)
+            events.append("start", attempt=chronicle.attempt, nodes=me.nodes, procs_per_node=config.distributed.procs_per_node)
+        slots = config.distributed.procs_per_node
+        page = FactsPage.create(scratch / "facts", slots)
+        telemetry = NodeTelemetry(page, slots, server, config.run_dir if leads else None, events)
+        agent = GangAgent(
+            config=config,
+            barrier=_barrier(config, me),
+            zygote=zygote,
+            page=page,
+            scratch=scratch,
+            telemetry=telemetry,
+            chronicle=chronicle,
+            events=events,
+            next_attempt=next_attempt,
+            ranks_on_machine=me.ranks_on_machine,
+            environment=environment,
+            rank_logs=Path(me.rank_logs) if me.rank_logs else None,
+        )
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, lambda *_: agent.ask_to_stop())
+        ending = agent.supervise()
+        _report(ending, me, chronicle, telemetry, events)
+    server.stop()
+    return ending.exit.code
+
+
+def _barrier(config: RunConfig, me: Node) -> Any:
+    from torch.distributed.elastic.rendezvous import RendezvousParameters, rendezvous_handler_registry
+
+    from ddp_trainer.resilience import rendezvous
+
+    rendezvous.register()
+    return rendezvous_handler_registry.create_handler(
+        RendezvousParameters(
+            backend=rendezvous.BACKEND,
+            endpoint=f"{me.host}:{me.port}",
+            run_id=config.run.name,
+            min_nodes=me.nodes,
+            max_nodes=me.nodes,
+            node=me.node,
+            timeout_seconds=config.distributed.peer_timeout_seconds,
+        )
+    )
+
+
+@contextlib.contextmanager
+def _run_lock(config: RunConfig, *, leads: bool) -> Iterator[Any]:
+    """Node 0 owns the run directory; the others need none."""
+    if not leads:
+        yield None
+        return
+    from ddp_trainer.checkpoint.lock import RunLock
+
+    lock = RunLock.acquire(config.run_dir, config.fault_tolerance.lock_wait_seconds)
+    try:
+        yield lock.next_attempt
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _scratch(config: RunConfig, node: int) -> Iterator[Path]:
+    """Memory-backed files shared with the ranks, under a name that a successor of a killed agent finds and cleans."""
+    digest = hashlib.sha256(str(config.run_dir.absolute()).encode()).hexdigest()[:12]
+    shm = Path("/dev/shm")  # noqa: S108  # its contents are this run's own, mode 0700
+    folder = (shm if shm.is_dir() else Path(tempfile.gettempdir())) / f"ddp-{digest}-node-{node}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_config(config: RunConfig) -> None:
+    from ddp_trainer.checkpoint.store import write_durably
+
+    document = {**config.model_dump(mode="json"), "config_hash": config.digest()}
+    write_durably(config.run_dir / "config.json", json.dumps(document, indent=1).encode())
+
+
+def _report(ending: Ending, me: Node, chronicle: Any, telemetry: Any, events: EventLog | None) -> None:
+    if ending.exit is not FINISHED:
+        if ending.fault:
+            _log.error("leaving with %d (%s): %s", ending.exit.code, ending.exit.cause, ending.fault.sentence)
+        chronicle.phase, chronicle.note = "failed", ending.exit.cause
+        if events:
+            message = ending.fault.message if ending.fault else ending.exit.meaning
+            events.append("stop", cause=ending.exit.cause, exit=ending.exit.code, step=chronicle.reached_step, message=message)
+    chronicle.save()
+    import time
+
+    telemetry.tick(chronicle.ledger(), time.time())
+    telemetry.close()
+    fault = asdict(ending.fault) if ending.fault else {}
+    words = {**fault, "cause": ending.exit.cause, "exit": ending.exit.code, "step": chronicle.reached_step}
+    _leave_words(me, {**words, "durable_step": chronicle.durable_step})
+
+
+def _leave_words(me: Node, words: Mapping[str, Any]) -> None:
+    """One JSON line of at most 4 KiB, written in place."""
+    text = json.dumps(words)[:4096]
+    path = Path(me.ending) if me.ending else TERMINATION_LOG
+    if me.ending is None and not path.exists():
+        return
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        print(f"cannot write {path}: {error.strerror}", file=sys.stderr)  # noqa: T201  # the last thing that can be tried

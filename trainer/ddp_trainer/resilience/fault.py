@@ -1,0 +1,76 @@
+"""A fault: what went wrong first, on which rank and node; and the words for it that every agent's report shares."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from ddp_trainer.errors import BY_CAUSE, RANK_CRASHED, Exit
+
+ECHO = "echo"
+"""The cause of a rank that only noticed somebody else's end: never a root cause."""
+MESSAGE_BYTES = 4096
+"""The kubelet keeps this much of a termination message."""
+_TEXT_CHARS = 1500
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One incident's cause (a key of `errors.BY_CAUSE`, or `ECHO`). `rank` is None where a whole node is meant."""
+
+    cause: str
+    node: int
+    rank: int | None
+    exit: int
+    step: int
+    message: str
+
+    @property
+    def leaves_with(self) -> Exit:
+        """The container's exit if nobody restarts anything."""
+        return BY_CAUSE.get(self.cause, RANK_CRASHED)
+
+    @property
+    def sentence(self) -> str:
+        """For people: who, what, where."""
+        who = f"node {self.node}" if self.rank is None else f"rank {self.rank} (node {self.node})"
+        return f"{who}: {self.message}"
+
+    def to_json(self) -> str:
+        """One line, at most `MESSAGE_BYTES`."""
+        return json.dumps(asdict(replace(self, message=self.message[:_TEXT_CHARS])))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """What `to_json` wrote."""
+        raw: dict[str, Any] = json.loads(text)
+        return cls(**raw)
+
+
+def of_death(code: int, note: Path, node: int, rank: int, step: int) -> Fault:
+    """Why a rank ended with a code other than 0: from the note it left, or from its signal.
+
+    Args:
+        code: exit code, or minus the signal.
+        note: where the rank writes what it raised (`leave_note`).
+        node: the rank's node.
+        rank: its global rank.
+        step: the last step it was seen to have done.
+    """
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = "; likely out of memory, or killed by hand" if name == "SIGKILL" else ""
+        return Fault("crash", node, rank, 128 - code, step, f"killed by {name}{hint}")
+    try:
+        raw = json.loads(note.read_text(encoding="utf-8"))
+        return Fault(str(raw["cause"]), node, rank, code, step, str(raw["message"]))
+    except (OSError, ValueError, KeyError):
+        return Fault("user_error", node, rank, code, step, f"ended with exit code {code} and left no message; see its log")
+
+
+def leave_note(note: Path, cause: str, message: str) -> None:
+    """A rank's last words, for its agent."""
+    note.write_text(json.dumps({"cause": cause, "message": message[:_TEXT_CHARS]}), encoding="utf-8")

@@ -1,0 +1,62 @@
+"""What happens after a fault: a pure decision over the fault, what has happened before, and the policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ddp_trainer.config import FaultToleranceSection
+from ddp_trainer.errors import NO_PROGRESS, RANK_CRASHED, USER_ERROR, Exit
+from ddp_trainer.resilience.fault import Fault
+
+IDENTICAL_ERRORS = 3
+"""An exception that comes back this often at the same step with the same words is a bug in the code: more restarts only hide it."""
+FINAL_CAUSES = frozenset({"config_error", "data_error", "diverged"})
+"""The same again would fail the same way."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the judge remembers of the faults so far. `durable_step` is the newest one when the last fault was judged."""
+
+    crashes: int = 0
+    without_progress: int = 0
+    durable_step: int = -1
+    last_error: tuple[int, str] = (-1, "")
+    identical_errors: int = 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Restart the ranks (`leave` is None), or end all agents with this exit, for this reason."""
+
+    leave: Exit | None
+    reason: str
+    record: Record
+
+
+def judge(fault: Fault, durable_step: int, record: Record, policy: FaultToleranceSection) -> Verdict:
+    """Decide on one fault. Faults of peers are not counted against the run: their bound is the wait for the peer."""
+    if fault.cause in FINAL_CAUSES:
+        return Verdict(fault.leaves_with, fault.sentence, record)
+    if fault.cause not in {"crash", "user_error"}:
+        return Verdict(None, fault.sentence, record)
+    progressed = durable_step > record.durable_step
+    error = (fault.step, fault.message)
+    counted = replace(
+        record,
+        crashes=record.crashes + 1,
+        without_progress=1 if progressed else record.without_progress + 1,
+        durable_step=durable_step,
+        last_error=error if fault.cause == "user_error" else (-1, ""),
+        identical_errors=record.identical_errors + 1 if error == record.last_error else 1,
+    )
+    is_exception = fault.cause == "user_error"
+    if is_exception and counted.identical_errors >= IDENTICAL_ERRORS:
+        return Verdict(USER_ERROR, f"{fault.sentence} (the same error {counted.identical_errors} times)", counted)
+    if counted.without_progress > policy.no_progress_restarts:
+        leave = USER_ERROR if is_exception else NO_PROGRESS
+        return Verdict(leave, f"{fault.sentence} ({policy.no_progress_restarts} restarts without a newer checkpoint)", counted)
+    if counted.crashes > policy.max_restarts:
+        leave = USER_ERROR if is_exception else RANK_CRASHED
+        return Verdict(leave, f"{fault.sentence} (all {policy.max_restarts} restarts used up)", counted)
+    return Verdict(None, fault.sentence, counted)

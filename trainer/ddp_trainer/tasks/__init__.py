@@ -1,0 +1,1 @@
+"""What is trained: the Task protocol and the built-in tasks."""
