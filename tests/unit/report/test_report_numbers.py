@@ -6,26 +6,29 @@ from ddp_trainer.report.drawing import smoothed, thinned
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, "–"), (0, "0 s"), (0.0042, "4.2 ms"), (0.42, "420 ms"), (8.13, "8.1 s"), (59.96, "1 min"), (30.0, "30 s"), (192, "3 min 12 s"),
+    [(None, numbers.UNKNOWN), (0, "0 s"), (0.0042, "4.2 ms"), (0.42, "420 ms"), (8.13, "8.1 s"), (59.96, "1 min"), (30.0, "30 s"),
+     (192, "3 min 12 s"),
      (3599.7, "1 h"), (7500, "2 h 05 min")],
 )  # fmt: skip
 def test_durations_read_like_a_clock(seconds, text):
     assert numbers.duration(seconds) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(None, "–"), (0, "0 B"), (1023, "1023 B"), (188_500_000, "179.8 MiB"), (2**50, "1024.0 TiB")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, numbers.UNKNOWN), (0, "0 B"), (1023, "1023 B"), (188_500_000, "179.8 MiB"), (2**50, "1024.0 TiB")]
+)
 def test_sizes_are_binary(value, text):
     assert numbers.size(value) == text
 
 
 def test_counts_have_separators_and_percent_a_unit():
-    assert (numbers.count(12480.0), numbers.count(3.14), numbers.count(None)) == ("12,480", "3.1", "–")
-    assert (numbers.percent(0.4123), numbers.percent(0.4123, 0), numbers.percent(None)) == ("41.2 %", "41 %", "–")
+    assert (numbers.count(12480.0), numbers.count(3.14), numbers.count(None)) == ("12,480", "3.1", numbers.UNKNOWN)
+    assert (numbers.percent(0.4123), numbers.percent(0.4123, 0), numbers.percent(None)) == ("41.2 %", "41 %", numbers.UNKNOWN)
 
 
 def test_moment_that_is_no_time_is_unknown():
     assert numbers.moment(0.0) == "1970-01-01 00:00:00 UTC"
-    assert numbers.moment(1e300) == "–"
+    assert numbers.moment(1e300) == numbers.UNKNOWN
 
 
 @pytest.mark.parametrize("length", [0, 1, 1500, 1501, 40_000])

@@ -1,7 +1,6 @@
 import base64
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -9,7 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from written_run import write_real_evaluation, write_run  # noqa: F401 - the writer of evaluations is used by a sibling
+from written_run import write_run
 
 from ddp_trainer.errors import ConfigError, DataError
 from ddp_trainer.report.page import write_report
@@ -39,7 +38,7 @@ class Page(HTMLParser):
         if tag == "script":
             self.scripts.append([found, ""])
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag):  # noqa: ARG002 - the base class's signature
         self._inside = None
 
     def handle_data(self, data):
@@ -200,4 +199,4 @@ def test_page_of_a_very_long_run_stays_below_five_megabytes(finished_run, tmp_pa
     write_evaluation(
         run_dir, step=9, classes=["a"], targets=ones, predictions=ones, confidences=np.ones(24), picture=lambda index: noise[index]
     )
-    assert os.path.getsize(write_report(run_dir)) < 5_000_000
+    assert write_report(run_dir).stat().st_size < 5_000_000

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -85,6 +87,14 @@ def test_recovery_within_an_hour_is_run_time_even_if_a_new_start_was_needed():
     assert run.incidents[0].recovery_seconds == 1195
 
 
+def test_stop_in_a_recovery_ends_it_and_the_next_start_trains():
+    later = [event(500, "start"), event(501, "form"), event(510, "finish", step=60)]
+    run = tell(inputs(START, FORM, FAULT, event(12, "stop", cause="interrupt", exit=130), *later))
+    phases = [(p.name, p.start, p.end) for p in run.phases]
+    assert phases == [("starting", 0, 2), ("training", 2, 10), ("recovering", 10, 12), ("starting", 12, 13), ("training", 13, 22)]
+    assert run.incidents[0].recovery_seconds is None
+
+
 @pytest.mark.parametrize(
     ("events", "progress", "word"),
     [
@@ -116,21 +126,34 @@ def test_setting_the_schema_does_not_know_is_shown_without_a_default():
     assert (name, setting.key, setting.value, setting.default) == ("later", "key", "3", None)
 
 
-KEYS = ("time", "kind", "step", "cause", "rank", "exit", "message", "loss", "accuracy", "lr", "samples_per_second", "seconds", "bytes", "phase",
-        "world_size", "nodes", "classes", "confusion", "samples", "png", "target", "restarts", "lost_steps", "gpus", "run", "model")  # fmt: skip
+KEYS = (
+    *(
+        "time",
+        "kind",
+        "step",
+        "cause",
+        "rank",
+        "exit",
+        "message",
+        "loss",
+        "accuracy",
+        "lr",
+        "samples_per_second",
+        "seconds",
+        "bytes",
+        "phase",
+    ),
+    *("phase", "world_size", "nodes", "classes", "confusion", "samples", "png", "target", "restarts", "lost_steps", "gpus", "run", "model"),
+)
 KINDS = st.sampled_from(["start", "form", "resume", "checkpoint", "evaluate", "fault", "stop", "finish", "train", "eval"])
-ODD = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | KINDS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
-    max_leaves=8,
-)
-RECORDS = st.lists(
-    st.fixed_dictionaries({"time": st.floats(0, 1e9) | ODD, "kind": KINDS | ODD}, optional=dict.fromkeys(KEYS[2:], ODD)), max_size=8
-)
+SCALAR = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | KINDS
+ODD = SCALAR | st.lists(SCALAR | st.lists(SCALAR, max_size=2), max_size=2) | st.dictionaries(st.sampled_from(KEYS), SCALAR, max_size=2)
+RECORD = st.fixed_dictionaries({"time": st.floats(0, 1e9) | ODD, "kind": KINDS | ODD, "step": st.integers() | ODD})
+RECORDS = st.lists(st.tuples(RECORD, st.dictionaries(st.sampled_from(KEYS[3:]), ODD, max_size=4)).map(lambda p: p[0] | p[1]), max_size=6)
 DOCUMENT = st.none() | st.dictionaries(st.sampled_from(KEYS), ODD, max_size=5)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(events=RECORDS, metrics=RECORDS, progress=DOCUMENT, evaluation=DOCUMENT, config=DOCUMENT)
 def test_no_input_however_odd_breaks_the_story(events, metrics, progress, evaluation, config):
     run = tell(inputs(*events, metrics=metrics, progress=progress, evaluation=evaluation, config=config))
@@ -138,5 +161,12 @@ def test_no_input_however_odd_breaks_the_story(events, metrics, progress, evalua
     assert all(phase.end >= phase.start >= 0 for phase in run.phases)
     assert len(cards(run)) == 8
     assert sentence(run, config).endswith(".")
+    assert len(config_sections(config)) == len(config or {})
+
+
+@settings(max_examples=15, deadline=None)
+@given(events=RECORDS, metrics=RECORDS)
+def test_no_input_however_odd_breaks_a_chart(events, metrics):
+    run = tell(inputs(*events, metrics=metrics))
     for draw in (charts.timeline, charts.loss, charts.accuracy, charts.throughput, charts.learning_rate):
-        draw(run)
+        json.dumps(draw(run), allow_nan=False)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddp_trainer.errors import DataError
@@ -134,6 +134,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.dictionaries(st.text(max_size=8), JSON, max_size=8), min_size=1, max_size=5))
 def test_whatever_json_is_written_last_is_what_is_read(tmp_path_factory, documents):
     page = FactsPage.create(tmp_path_factory.mktemp("page") / "facts", slots=1)

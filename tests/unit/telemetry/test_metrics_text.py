@@ -40,7 +40,12 @@ def facts(rank):
     for end in (0.0, 0.3, 0.6, 100.0):
         pace.stepped(end)
     saved = {"step": 20, "saved_at": 990.0, "bytes": 188, "stall_seconds": 0.1, "persist_seconds": 0.4, "verified": True}
-    sums = {"checkpoint": saved, "checkpoint_count_total": 3, "checkpoint_stall_seconds_total": 0.6, "checkpoint_persist_seconds_total": 1.2}
+    sums = {
+        "checkpoint": saved,
+        "checkpoint_count_total": 3,
+        "checkpoint_stall_seconds_total": 0.6,
+        "checkpoint_persist_seconds_total": 1.2,
+    }
     base = {"rank": rank, "pid": 9, "phase": "training", "step": 30, "total_steps": 80, "epoch": 1.5, "loss": 1.25, "test_accuracy": 0.5}
     speed = {"samples_total": 640, "samples_per_second": 32.0, "data_wait_seconds_total": 0.5, "step_histogram": pace.histogram()}
     return {**base, **speed, **(sums if rank == 0 else {}), "attempt": 1, "updated_at": 1000.0}
@@ -49,7 +54,9 @@ def facts(rank):
 def scrape(ranks, ledger=LEDGER):
     text = render(ranks, ledger, compose(ranks, ledger, None, 1000.0))
     families = {family.name: family for family in text_string_to_metric_families(text)}
-    samples = {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for family in families.values() for sample in family.samples}
+    samples = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value for family in families.values() for sample in family.samples
+    }
     return families, samples
 
 

@@ -20,7 +20,13 @@ def fact(rank=0, **changes):
 
 def test_the_lowest_rank_speaks_for_the_run():
     progress = compose([fact(1, loss=9.0), fact(0)], LEDGER, None, 1000.0)
-    assert (progress.phase, progress.step, progress.loss, progress.samples_per_second, progress.eta_seconds) == ("training", 30, 1.5, 300, 50)
+    assert (progress.phase, progress.step, progress.loss, progress.samples_per_second, progress.eta_seconds) == (
+        "training",
+        30,
+        1.5,
+        300,
+        50,
+    )
     assert [rank.rank for rank in progress.ranks] == [0, 1]
     assert progress.ranks[1] == Rank(rank=1, phase="training", step=30, samples_per_second=75.0, pid=101, updated_at=999.5)
 
@@ -113,7 +119,7 @@ JSON = st.recursive(
 KEYS = st.sampled_from([*fact(), "checkpoint", "note", "note_done", "note_total", "test_accuracy", "gpu_uuid"])
 SAVED_KEYS = st.dictionaries(st.sampled_from([*SAVED]), JSON)
 ODD_FACT = st.builds(
-    lambda odd, saved: fact(**{**odd, **({"checkpoint": saved} if saved else {})}), st.dictionaries(KEYS, JSON, max_size=6), SAVED_KEYS
+    lambda odd, saved: {**fact(), **odd, **({"checkpoint": saved} if saved else {})}, st.dictionaries(KEYS, JSON, max_size=6), SAVED_KEYS
 )
 
 

@@ -125,10 +125,15 @@ def test_markup_in_a_note_is_text():
 
 def test_a_terminal_is_given_back_even_when_the_run_fails():
     out = Terminal()
-    with pytest.raises(RuntimeError), RunConsole("demo", 4, stream=out, clock=Clock()) as console:
-        console.update(TRAINING)
-        console.say("worker 2 was killed (SIGKILL); re-forming ...", "bad")
-        raise RuntimeError
+
+    def fail():
+        with RunConsole("demo", 4, stream=out, clock=Clock()) as console:
+            console.update(TRAINING)
+            console.say("worker 2 was killed (SIGKILL); re-forming ...", "bad")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     hide, show = "\x1b[?25l", "\x1b[?25h"
     assert out.getvalue().rindex(show) > out.getvalue().rindex(hide)
     assert "worker 2 was killed" in out.getvalue()

@@ -16,7 +16,7 @@ from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ddp_trainer.data.source import Encoded, Report
 from ddp_trainer.errors import DataError
@@ -46,7 +46,8 @@ def decode(encoded: Encoded, size: int) -> NDArray[np.uint8]:
             return encoded.content
         return _square(Image.fromarray(encoded.content), size)
     except _UNDECODABLE as error:
-        raise DataError(f"cannot decode the image {encoded.name}: {error}; replace it, or remove it") from None
+        reason = "it is of no image format known here" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"cannot decode the image {encoded.name}: {reason}; replace it, or remove it") from None
 
 
 def _square(image: Image.Image, size: int) -> NDArray[np.uint8]:

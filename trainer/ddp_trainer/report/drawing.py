@@ -113,7 +113,7 @@ def add_faults(figure: go.Figure, run: Run) -> None:
 def add_recoveries(figure: go.Figure, run: Run) -> None:
     """On an axis of run time: the time from each fault until training went on."""
     for incident in run.incidents:
-        end = run.wall_seconds if incident.resumed_seconds is None else incident.resumed_seconds
+        end = incident.ended_seconds(run.wall_seconds)
         # The thin outline keeps a recovery of one second visible in a run of hours.
         figure.add_vrect(
             x0=incident.seconds, x1=end, fillcolor="var(--bad-soft)", line={"color": "var(--bad)", "width": 0.8}, layer="below"

@@ -74,6 +74,12 @@ class Incident:
     resumed_step: int | None = None
     source: str | None = None
     lost_steps: int | None = None
+    stopped_seconds: float | None = None
+    """When the run was stopped instead."""
+
+    def ended_seconds(self, run_end: float) -> float:
+        """When it was over: training went on, or the run stopped, or (nothing followed) the run ended."""
+        return next((t for t in (self.resumed_seconds, self.stopped_seconds) if t is not None), run_end)
 
     @property
     def recovery_seconds(self) -> float | None:

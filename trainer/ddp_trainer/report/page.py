@@ -14,6 +14,7 @@ import base64
 import gzip
 import hashlib
 import os
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,7 @@ def render(run_dir: Path) -> str:
         incidents=_cut(run.incidents, MOST_INCIDENTS),
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         script=Markup(script),  # noqa: S704 - our own file
-        plotly=base64.b64encode(gzip.compress(library.encode(), mtime=0)).decode("ascii"),
+        plotly=_packed(library),
         script_hashes=" ".join(_script_hash(text) for text in (script, library)),
     )
 
@@ -137,5 +138,11 @@ def _pictures(samples: tuple[Sample, ...]) -> list[tuple[Sample, str]]:
     return sorted(found, key=lambda pair: pair[0].is_right)
 
 
+@cache
+def _packed(library: str) -> str:
+    return base64.b64encode(gzip.compress(library.encode(), mtime=0)).decode("ascii")
+
+
+@cache
 def _script_hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"

@@ -8,6 +8,7 @@ stays open.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import median
 from typing import Literal
 
@@ -101,7 +102,8 @@ class Run:
 def tell(inputs: Inputs) -> Run:
     """Derive everything the page shows from what the run wrote."""
     clock = clock_of(inputs)
-    records = sorted((e for e in inputs.events if number(e.get("time")) is not None), key=lambda e: float(e["time"]))
+    dated = [{**e, "kind": text(e.get("kind"))} for e in inputs.events if number(e.get("time")) is not None]
+    records = sorted(dated, key=lambda e: float(e["time"]))
     train, evals = train_points(inputs.metrics, clock), eval_points(inputs.metrics, clock)
     events, progress = event_list(records, clock), inputs.progress or {}
     end = max([*(p.seconds for p in train), *(p.seconds for p in evals), *(e.seconds for e in events)], default=0.0)
@@ -149,7 +151,7 @@ def find_incidents(records: list[Record], clock: RunClock) -> list[Incident]:
         elif kind == "form":
             formed = seconds
         elif kind == "resume":
-            lost = max(0, current.step - step) if current.step is not None and step is not None else whole(record.get("lost_steps"))
+            lost = max(0, current.step - step - 1) if current.step is not None and step is not None else whole(record.get("lost_steps"))
             source = text(record.get("source"))
             found.append(replace(current, resumed_seconds=seconds, resumed_step=step, source=source, lost_steps=lost))
             current = None
@@ -157,7 +159,7 @@ def find_incidents(records: list[Record], clock: RunClock) -> list[Incident]:
             found.append(replace(current, resumed_seconds=formed, resumed_step=0, source="the beginning", lost_steps=current.step))
             current = None
         elif kind == "stop":
-            found.append(current)
+            found.append(replace(current, stopped_seconds=seconds))
             current = None
     return [*found, current] if current else found
 
@@ -174,7 +176,7 @@ def find_phases(
     marks: list[tuple[float, PhaseName | None]] = []
     for record in records:
         seconds, kind = clock(float(record["time"])), record.get("kind")
-        if any(i.seconds <= seconds < (end_seconds if i.resumed_seconds is None else i.resumed_seconds) for i in incidents):
+        if any(i.seconds <= seconds < i.ended_seconds(end_seconds) for i in incidents):
             continue  # whatever starts and forms here is part of the recovery
         if kind in {"start", "form", "resume"}:
             marks.append((seconds, "starting" if kind == "start" else "training"))
@@ -186,7 +188,7 @@ def find_phases(
             marks.append((incident.resumed_seconds, "training"))
     phases: list[Phase] = []
     marks.sort(key=lambda mark: mark[0])
-    for (start, name), (end, _) in zip(marks, [*marks[1:], (end_seconds, None)], strict=True):
+    for (start, name), (end, _) in pairwise([*marks, (end_seconds, None)]):
         if name is None or end <= start:
             continue
         if phases and phases[-1].name == name and phases[-1].end == start:

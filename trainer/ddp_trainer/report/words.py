@@ -10,7 +10,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from ddp_trainer.config import RunConfig
-from ddp_trainer.errors import BY_CAUSE
 from ddp_trainer.report.inputs import Record
 from ddp_trainer.report.numbers import UNKNOWN, count, duration, percent
 from ddp_trainer.report.story import Run
@@ -48,12 +47,6 @@ class Setting:
 def cause_words(cause: str) -> str:
     """`peer_loss` -> `peer loss`."""
     return cause.replace("_", " ")
-
-
-def cause_meaning(cause: str) -> str:
-    """What the exit table says of a cause; nothing for an unknown one."""
-    known = BY_CAUSE.get(cause)
-    return known.meaning if known else ""
 
 
 def sentence(run: Run, config: Record | None) -> str:

@@ -5,6 +5,7 @@ Other nodes keep the same numbers for themselves only, so that their `/metrics` 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -13,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ddp_trainer.checkpoint.store import write_durably
+from ddp_trainer.errors import DdpError
 from ddp_trainer.resilience.verdict import Record
+from ddp_trainer.telemetry.document import parse
+from ddp_trainer.telemetry.node import PROGRESS_FILE
 from ddp_trainer.telemetry.progress import Ledger
 
 LEDGER_FILE = "ledger.json"
@@ -39,16 +43,21 @@ class Chronicle:
     reached_step: int = 0
     """The last step that a rank of this node was seen to have done."""
     durable_step: int = 0
+    running: bool = False
     phase: Any = None
     note: str = ""
     clock: Callable[[], float] = time.monotonic
     _last: float | None = None
     _step_seconds: float = 0.0
 
-    def recall(self) -> None:
-        """Take over what earlier agents of this run counted; a missing or torn file is a fresh start."""
+    def recall(self) -> bool:
+        """Take over what earlier agents of this run counted; a missing or torn file is a fresh start.
+
+        Returns:
+            Whether the agent before this one was lost without an ending.
+        """
         if self.path is None:
-            return
+            return False
         try:
             raw = json.loads(self.path.read_text(encoding="utf-8"))
             record = raw["record"]
@@ -56,8 +65,14 @@ class Chronicle:
             self.restarts.update(raw["restarts"])
             for name in ("lost_steps", "productive_seconds", "wall_seconds", "reached_step", "durable_step"):
                 setattr(self, name, raw[name])
+            was_lost = bool(raw["running"])
         except (OSError, ValueError, KeyError, TypeError):
-            return
+            return False
+        with contextlib.suppress(OSError, DdpError):  # newer than the ledger, which is written at starts and faults only
+            seen = parse(self.path.with_name(PROGRESS_FILE).read_bytes())
+            self.reached_step = max(self.reached_step, seen.step)
+            self.durable_step = max(self.durable_step, seen.checkpoint.step if seen.checkpoint else 0)
+        return was_lost
 
     def observe(self, lead: dict[str, Any] | None) -> None:
         """Account for the time since the last look, given the facts of this node's first rank."""
@@ -86,13 +101,20 @@ class Chronicle:
         """Make it durable, on node 0."""
         if self.path is not None:
             names = ("restarts", "lost_steps", "productive_seconds", "wall_seconds", "reached_step", "durable_step")
-            raw = {name: getattr(self, name) for name in names} | {"record": asdict(self.record)}
+            raw = {name: getattr(self, name) for name in names} | {"record": asdict(self.record), "running": self.running}
             write_durably(self.path, json.dumps(raw).encode())
 
     def begin_attempt(self, attempt: int) -> None:
         """New ranks are about to start."""
         self.attempt = attempt
         self.phase, self.note = None, ""
+        self.running = True
+        self.save()
+
+    def end(self) -> None:
+        """This agent leaves in order."""
+        self.running = False
+        self.save()
 
     def ledger(self) -> Ledger:
         """As telemetry wants it."""

@@ -79,10 +79,14 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
     with _run_lock(config, leads=leads) as next_attempt, _scratch(config, me.node) as scratch:
         events = EventLog(config.run_dir / EVENTS_FILE) if leads else None
         chronicle = Chronicle(config.run.name, me.node, config.world_size, config.run_dir / LEDGER_FILE if leads else None)
-        chronicle.recall()
+        was_lost = chronicle.recall()
         chronicle.forget_crashes()
         if events:
             _write_config(config)
+            if was_lost:
+                step, message = chronicle.reached_step, "its agent was lost and has been replaced"
+                events.append("fault", cause="peer_loss", node=0, rank=None, exit=0, step=step, message=message)
+                chronicle.restarted("peer_loss")
             events.append("start", attempt=chronicle.attempt, nodes=me.nodes, procs_per_node=config.distributed.procs_per_node)
         slots = config.distributed.procs_per_node
         page = FactsPage.create(scratch / "facts", slots)
@@ -172,7 +176,7 @@ def _report(ending: Ending, me: Node, chronicle: Any, telemetry: Any, events: Ev
         if events:
             message = ending.fault.message if ending.fault else ending.exit.meaning
             events.append("stop", cause=ending.exit.cause, exit=ending.exit.code, step=chronicle.reached_step, message=message)
-    chronicle.save()
+    chronicle.end()
     import time
 
     telemetry.tick(chronicle.ledger(), time.time())

@@ -29,6 +29,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from ddp_trainer.errors import ConfigError, PeerLostError
+from ddp_trainer.resilience.fault import Fault
 
 BACKEND = "generation"
 POLL_SECONDS = (0.01, 0.25)
@@ -194,6 +195,9 @@ class GenerationBarrier(RendezvousHandler):
         claim = self._do(lambda store: store.compare_set(f"node/{newest}/{self.node}", "", self._token))
         if newest == self.generation or claim.decode() != self._token:
             # this place was taken by oneself before a fault, or by a predecessor that has died: it cannot be taken twice
+            if newest != self.generation:
+                lost = Fault("peer_loss", self.node, None, 0, 0, "its agent was lost and has been replaced")
+                self._do(lambda store: store.compare_set(f"fault/{newest}", "", lost.to_json()))
             self._ask_beyond(newest)
             return False
         self.generation = newest

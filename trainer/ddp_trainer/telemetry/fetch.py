@@ -23,15 +23,8 @@ def fetch(url: str, timeout: float = 2.0) -> Progress:
         DataError: if `url` is not an http address, or the answer is not a progress document.
         PeerLostError: if nobody answers within the bound, or the node has no progress yet.
     """
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if parts.scheme != "http" or not host:
-        raise DataError(f"{url} is not the address of a node; give one like http://127.0.0.1:9400")
-    path = parts.path if parts.path.endswith("/progress") else parts.path.rstrip("/") + "/progress"
-    connection = http.client.HTTPConnection(host, port or 80, timeout=timeout)
+    host, port, path = _address(url)
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
     cut: threading.Timer | None = None
     try:
         connection.connect()
@@ -52,7 +45,21 @@ def fetch(url: str, timeout: float = 2.0) -> Progress:
     if status != HTTP_OK:
         wait = "its node has no progress yet" if status == http.client.SERVICE_UNAVAILABLE else "is this the address of a ddp run?"
         raise PeerLostError(f"{url} answered with status {status}; {wait}")
-    return parse(body)
+    try:
+        return parse(body)
+    except DataError as error:
+        raise DataError(f"{url}: {error}") from None
+
+
+def _address(url: str) -> tuple[str, int, str]:
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        host, port = parts.hostname, parts.port or http.client.HTTP_PORT
+    except ValueError:
+        host = None
+    if not host or parts.scheme != "http":
+        raise DataError(f"{url} is not the address of a node; give one like http://127.0.0.1:9400")
+    return host, port, parts.path if parts.path.endswith("/progress") else parts.path.rstrip("/") + "/progress"
 
 
 def _cut_off(connected: socket.socket) -> None:

@@ -84,6 +84,13 @@ class StatusServer:
             self._thread = None
 
 
+_SOURCES: dict[str, Callable[[StatusServer], tuple[bytes | None, str]]] = {
+    "/healthz": lambda _: (b"ok\n", "text/plain; charset=utf-8"),
+    "/metrics": lambda owner: (owner.metrics().encode(), "text/plain; version=0.0.4; charset=utf-8"),
+    "/progress": lambda owner: (owner.progress(), "application/json"),
+}
+
+
 def _why_not(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
@@ -97,6 +104,7 @@ def _why_not(host: str, port: int, error: OSError) -> str:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 2 * MAX_CLIENTS  # a full queue would leave clients waiting for seconds instead of being turned away
     block_on_close = False  # a client in mid-request must not hold up the agent's exit
 
     def __init__(self, owner: StatusServer, host: str, port: int) -> None:
@@ -130,21 +138,23 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        if path == "/healthz":
-            self._answer(200, b"ok\n", "text/plain; charset=utf-8")
-        elif path == "/metrics":
-            self._answer(200, self.server.owner.metrics().encode(), "text/plain; version=0.0.4; charset=utf-8")
-        elif path == "/progress":
-            document = self.server.owner.progress()
-            if document is None:
-                self._answer(503, b"no progress yet\n", "text/plain; charset=utf-8")
-            else:
-                self._answer(200, document, "application/json")
+        """Answer one request; a source that fails is a 500, and is logged."""
+        source = _SOURCES.get(self.path.partition("?")[0])
+        if source is None:
+            self._answer(404, b"here are /healthz, /metrics and /progress\n")
+            return
+        try:
+            body, content_type = source(self.server.owner)
+        except Exception:  # a thread's edge: a probe that gets an answer can tell a bug from a dead node
+            logger.exception("cannot make %s", self.path)
+            self._answer(500, b"this failed; see the node's log\n")
+            return
+        if body is None:
+            self._answer(503, b"no progress yet\n")
         else:
-            self._answer(404, b"here are /healthz, /metrics and /progress\n", "text/plain; charset=utf-8")
+            self._answer(200, body, content_type)
 
-    def _answer(self, status: int, body: bytes, content_type: str) -> None:
+    def _answer(self, status: int, body: bytes, content_type: str = "text/plain; charset=utf-8") -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))

@@ -89,8 +89,8 @@ class _Writer:
         self._summary: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
         records: Any = importlib.import_module("tensorboard.summary.writer.record_writer")
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time_ns() // 10**6:013d}.{socket.gethostname()}.{os.getpid()}.0"
-        self._records = records.RecordWriter((folder / name).open("wb"))
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}.0"
+        self._records = records.RecordWriter((folder / name).open("xb"))
         self._put(self._event.Event(wall_time=time.time(), file_version="brain.Event:2"))
         if purge_step is not None:
             mark = self._event.SessionLog(status=self._event.SessionLog.START)

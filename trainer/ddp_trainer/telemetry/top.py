@@ -115,7 +115,7 @@ def frame(answers: Sequence[Answer], recorded: Progress | None, now: float) -> R
     head = min(heard, key=lambda progress: progress.node, default=None)
     parts: list[RenderableType] = []
     if head is not None:
-        parts.append(Text(_summary(head, now)))
+        parts.append(Text(_summary(head, now) + "\n"))
     elif recorded is not None:
         parts.append(
             Text(
@@ -124,7 +124,7 @@ def frame(answers: Sequence[Answer], recorded: Progress | None, now: float) -> R
             )
         )
     parts.append(_table(answers, now))
-    parts += [Text(f"{_host(answer.url)}: {answer.problem}", style="red") for answer in answers if answer.problem]
+    parts += [Text("\n" + answer.problem, style="red") for answer in answers if answer.problem]
     return Group(*parts)
 
 
@@ -149,21 +149,22 @@ def _summary(progress: Progress, now: float) -> str:
 
 
 def _table(answers: Sequence[Answer], now: float) -> Table:
-    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    one_host = len({urlsplit(answer.url).hostname for answer in answers}) == 1
     has_gpus = any(answer.progress and answer.progress.gpus for answer in answers)
     for name in ("NODE", "RANK", "PHASE", "STEP", "SAMPLES/S", "CPU", "MEMORY", *(("GPU", "GPU-MEM") if has_gpus else ()), "BEAT"):
         table.add_column(name, justify="left" if name in {"NODE", "PHASE"} else "right", no_wrap=True)
     empty = [""] * (3 + 2 * has_gpus)
     for answer in answers:
-        node, progress = _host(answer.url), answer.progress
+        progress = answer.progress
         if progress is None:
-            table.add_row(node, "", Text("unreachable", style="red"), "", *empty, "")
+            address = urlsplit(answer.url)
+            table.add_row(f":{address.port}" if one_host else address.netloc, "", Text("unreachable", style="red"), "", *empty, "")
             continue
-        node = f"{progress.node}  {node}"
+        node = str(progress.node)
         for rank in progress.ranks:
             gpu = next((gpu for gpu in progress.gpus if gpu.index == rank.gpu), None)
             beat = now - rank.updated_at
@@ -188,7 +189,7 @@ def _gpu_cells(gpu: Gpu | None) -> tuple[str, str]:
     if gpu is None:
         return "-", "-"
     use = "-" if gpu.utilization_ratio is None else f"{gpu.utilization_ratio * 100:.0f}%"
-    return f"{gpu.index}: {use}", f"{readable.size(gpu.memory_used_bytes)} / {readable.size(gpu.memory_total_bytes)}"
+    return use, readable.size(gpu.memory_used_bytes)
 
 
 def _ask_one(url: str) -> Answer:
@@ -196,10 +197,6 @@ def _ask_one(url: str) -> Answer:
         return Answer(url, fetch(url))
     except DdpError as error:
         return Answer(url, problem=str(error))
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc or url
 
 
 def _address(target: str) -> str:
