@@ -48,6 +48,21 @@ def local(
 
 
 @app.command()
+def demo(
+    config: ConfigFile = None,
+    data: Annotated[str, typer.Option("--data", help="sample, full (downloads), or a path.")] = "sample",
+    run_dir: RunDir = None,
+    settings: Settings = None,
+) -> None:
+    """See it work: train for some minutes, lose a worker in the middle, recover, and read the report."""
+    from ddp_trainer.launchers.demo import run_demo
+
+    source = "download" if data == "full" else data
+    resolved = _load(config, [f"data.source={json.dumps(source)}", *(settings or [])], run_dir, None)
+    raise typer.Exit(run_demo(resolved, dict(os.environ)))
+
+
+@app.command()
 def launch(config: ConfigFile = None, run_dir: RunDir = None, settings: Settings = None) -> None:
     """Be one node's agent: PID 1 in every container. Which node is read from the environment."""
     from dataclasses import asdict

@@ -28,7 +28,7 @@ Seconds = Annotated[float, Field(gt=0)]
 class Section(BaseModel):
     """Frozen, closed, and its field docstrings are the documentation that `ddp config schema` prints."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class RunSection(Section):
@@ -41,7 +41,7 @@ class RunSection(Section):
     seed: NonNegative = 0
     """The sample order, augmentation and initial weights are functions of this number."""
     resume: Literal["auto", "never", "force"] = "auto"
-    """auto: go on from the newest verified checkpoint; never: refuse a directory that has one; force: also resume when identity keys differ."""
+    """auto: go on from the newest verified checkpoint; never: refuse a directory that has one; force: go on though identity keys differ."""
 
 
 class DistributedSection(Section):
@@ -93,13 +93,17 @@ class DataSection(Section):
     """Where samples come from and how a batch is made of them."""
 
     source: str = "sample"
-    """sample (5,000 + 1,000 real CIFAR-10 images in the package), download (all of CIFAR-10 by torchvision), or a path: torchvision's folder, an image tree, or a tar of one."""
+    """sample (5,000 + 1,000 real CIFAR-10 images in the package), download (all of CIFAR-10 by torchvision), or a path.
+
+    A path is torchvision's CIFAR-10 folder, an image tree (`train/<class>/*`, `test/<class>/*`), or a tar of one."""
     cache_dir: str | None = None
     """Where decoded arrays are kept; None means `$XDG_CACHE_HOME/ddp-trainer` (`~/.cache/ddp-trainer`)."""
     global_batch: Positive = 128
     """Samples per optimizer step over all ranks. Does not change when the world size does."""
     micro_batches: Positive | None = None
-    """Into how many micro-batches the global batch is cut; None means one per rank of the configured world. Any world size that divides it does the same arithmetic."""
+    """Into how many micro-batches the global batch is cut; None means one per rank of the configured world.
+
+    Any world size that divides it does the same arithmetic."""
     eval_batch: Positive = 250
     """Samples per forward pass and rank in evaluation."""
     image_size: Positive | None = None
@@ -191,7 +195,7 @@ class TelemetrySection(Section):
     """What can be seen of a run, and how often."""
 
     port: Annotated[int, Field(ge=0, le=65535)] = 9400
-    """HTTP port of every node's agent (`/healthz`, `/metrics`, node 0 `/progress`); `ddp local` gives agent i port + i; 0 picks free ports."""
+    """HTTP port of every node's agent (`/healthz`, `/metrics`, `/progress`); `ddp local` gives agent i port + i; 0 picks free ports."""
     host: str = "127.0.0.1"
     """Address the HTTP server binds; 0.0.0.0 in a pod."""
     log_every_steps: Positive = 10
@@ -241,7 +245,11 @@ class RunConfig(Section):
             size = raw.pop("world_size")
             distributed = raw.get("distributed") or {}
             if isinstance(distributed, dict):
-                raw["distributed"] = {"world_size": size, **distributed}
+                if distributed.get("world_size", size) != size:
+                    raise ValueError(
+                        f"world_size is {size} at the top but distributed.world_size is {distributed['world_size']}; leave one of them out"
+                    )
+                raw["distributed"] = {**distributed, "world_size": size}
         return raw
 
     @model_validator(mode="after")
@@ -373,6 +381,8 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; give an existing file with --config") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the configuration {path} is not text in UTF-8; save it as such, or give another file with --config") from None
     try:
         raw = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (json.JSONDecodeError, yaml.YAMLError) as error:
@@ -385,13 +395,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _scalar(text: str) -> Any:
-    """`8`, `0.1`, `true`, `null` and `[1, 2]` as YAML reads them; anything else is the text itself."""
+    """`8`, `0.1`, `true`, `null`, `[1, 2]` and `"in quotes"` as JSON or else YAML reads them; anything else is the text itself."""
+    try:
+        return json.loads(text)  # first, since YAML reads JSON's escapes beyond 16 bits as two broken halves
+    except json.JSONDecodeError:
+        pass
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-    if isinstance(value, str) and _is_float(value):  # YAML 1.1 takes 1e-3 for text
-        return float(value)
+    if value == text and _is_float(text):  # YAML 1.1 takes 1e-3 for text; what stands in quotes is text
+        return float(text)
     return value
 
 

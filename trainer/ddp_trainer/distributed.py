@@ -7,13 +7,10 @@ recognises when a peer has died: somebody else's fault, to be reported as such.
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -23,10 +20,12 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_trainer.config import RunConfig
+from ddp_trainer.cores import cores
 from ddp_trainer.errors import ConfigError
 
 _ECHOES = re.compile(
-    r"gloo/transport|connectFullMesh|Connection (closed|reset) by peer|Broken pipe|Timed out waiting \d+ ?ms|caused pair closure", re.IGNORECASE
+    r"gloo/transport|connectFullMesh|Connection (closed|reset) by peer|Broken pipe|Timed out waiting \d+ ?ms|caused pair closure",
+    re.IGNORECASE,
 )
 """What gloo says in a plain RuntimeError when a peer is gone; NCCL and the store raise `DistError`s."""
 
@@ -168,7 +167,7 @@ def choose_device(config: RunConfig, local_rank: int) -> torch.device:
 
 
 def choose_backend(config: RunConfig, device: torch.device) -> str:
-    """nccl for GPUs, gloo else, unless the configuration says.
+    """The configured backend; `auto` is nccl for GPUs and gloo for CPUs.
 
     Raises:
         ConfigError: nccl with ranks on the CPU.
@@ -181,28 +180,6 @@ def choose_backend(config: RunConfig, device: torch.device) -> str:
     if wanted != "auto":
         return wanted
     return "nccl" if device.type == "cuda" else "gloo"
-
-
-def cores() -> int:
-    """CPU cores this process may use: affinity, and the cgroup's quota in a container (v2, then v1), rounded up."""
-    allowed = len(os.sched_getaffinity(0))
-    for quota in _quotas():
-        allowed = min(allowed, max(1, math.ceil(quota)))
-    return allowed
-
-
-def _quotas() -> list[float]:
-    root = Path("/sys/fs/cgroup")
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-        return [] if quota == "max" else [int(quota) / int(period)]
-    except (OSError, ValueError):
-        pass
-    try:
-        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text())
-        return [quota_us / int((root / "cpu/cpu.cfs_period_us").read_text())] if quota_us > 0 else []
-    except (OSError, ValueError):
-        return []
 
 
 def is_echo(error: BaseException) -> bool:

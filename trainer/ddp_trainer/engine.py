@@ -56,6 +56,7 @@ class Training:
     """float64 [3] on the device: loss, accuracy and samples since the last report."""
 
     def __post_init__(self) -> None:
+        """Sums start at zero."""
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.group.device)
 
     @property
@@ -127,7 +128,9 @@ def one_step(run: Training, lr: float) -> None:
         torch.manual_seed((seed * _SEED_STRIDE + run.step) * _SEED_STRIDE + number)  # a user's dropout: keyed by step and place
         loss, outputs = _forward_backward(run, inputs, targets, share=1 / len(mine), reduce=number == mine[-1])
         counted = run.task.metrics(outputs, targets)
-        run.sums += torch.stack([loss.detach().double() * size, counted.get("accuracy", loss.new_zeros(())).double(), run.sums.new_tensor(size)])
+        run.sums += torch.stack(
+            [loss.detach().double() * size, counted.get("accuracy", loss.new_zeros(())).double(), run.sums.new_tensor(size)]
+        )
         if run.group.device.type == "cpu":
             finite = finite and math.isfinite(loss.item())
     _step_if_finite(run, lr, finite=finite)
@@ -327,7 +330,7 @@ def _average(run: Training) -> None:
     decay = run.config.optim.ema_decay or 0.0
     live = dict(run.model.named_parameters())
     with torch.no_grad():
-        torch._foreach_lerp_(list(run.ema.values()), [live[n].detach() for n in run.ema], 1 - decay)  # noqa: SLF001  # public in spirit: torch.optim's
+        torch._foreach_lerp_(list(run.ema.values()), [live[n].detach() for n in run.ema], 1 - decay)  # public in spirit: torch.optim's
 
 
 @contextlib.contextmanager

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+FIRST_RETRIED_CODE = 128
+"""Kubeflow's `restartPolicy: ExitCode` retries from here on."""
+
 
 @dataclass(frozen=True)
 class Exit:
@@ -21,7 +24,7 @@ class Exit:
     @property
     def retried(self) -> bool:
         """Whether a cluster starts the container again."""
-        return self.code >= 128
+        return self.code >= FIRST_RETRIED_CODE
 
 
 FINISHED = Exit(0, "finished", "finished, or the final checkpoint already exists")

@@ -90,7 +90,14 @@ def test_a_run_whose_agents_are_gone_shows_what_was_recorded(serve, tmp_path):
     (tmp_path / "progress.json").write_bytes(progress(0, 0, phase="finished").to_bytes())
     text = shown(tmp_path)
     assert "demo  finished" in text
-    assert "no agent answers; this was recorded" in text
+    assert "no agent is running; this was recorded" in text
+
+
+def test_an_ended_run_whose_endpoints_were_removed_shows_what_was_recorded(tmp_path):
+    (tmp_path / "progress.json").write_bytes(progress(0, 0, phase="finished").to_bytes())
+    text = shown(tmp_path)
+    assert "demo  finished" in text
+    assert "NODE" not in text
 
 
 def test_gpu_columns_appear_where_there_are_gpus(serve):

@@ -74,9 +74,9 @@ def test_page_has_every_section_and_every_chart(html):
 
 def test_headline_tells_accuracy_time_restarts_lost_steps_and_goodput(html):
     words = " ".join(Page(html).words.split())
-    for expected in ("44.6 %", "3 min 2", "4 ranks on 4 nodes", "1 crash", "3.8 % of the work", "91.2 %", "torch 2.15.0", "finished"):
+    for expected in ("44.6 %", "3 min 2", "4 ranks on 4 nodes", "1 crash", "3.7 % of all steps made", "91.2 %", "torch 2.15.0", "finished"):
         assert expected in words
-    assert "1 fault and recovered in 2.2 s, at a cost of 12 steps" in words
+    assert "1 fault and had its state back in 2.2 s, at a cost of 12 steps" in words
 
 
 def test_settings_that_differ_from_the_defaults_are_marked(html):

@@ -47,6 +47,18 @@ def test_going_on_without_a_resume_means_beginning_again():
     assert (incident.resumed_step, incident.lost_steps, incident.recovery_seconds) == (0, 40, 2.0)
 
 
+def test_second_fault_before_anything_was_saved_is_an_incident_of_its_own():
+    second = event(20, "fault", cause="crash", rank=0, step=9)
+    run = tell(inputs(START, FORM, FAULT, event(12, "form"), second, event(21, "form"), event(30, "checkpoint", step=20)))
+    assert [(i.recovery_seconds, i.lost_steps, i.echoes) for i in run.incidents] == [(2, 40, 0), (1, 9, 0)]
+
+
+def test_fault_of_a_gang_that_formed_but_did_not_load_the_saved_state_belongs_to_the_first():
+    saved, second = event(8, "checkpoint", step=33), event(13, "fault", cause="crash", step=33)
+    run = tell(inputs(START, FORM, saved, FAULT, event(12, "form"), second, event(15, "form"), event(16, "resume", step=33)))
+    assert [(i.recovery_seconds, i.lost_steps, i.echoes) for i in run.incidents] == [(6, 7, 1)]
+
+
 def test_late_checkpoint_of_the_dead_gang_is_not_taken_for_a_recovery():
     run = tell(inputs(START, FORM, FAULT, event(10.2, "checkpoint", step=38), event(12, "form"), event(13, "resume", step=38)))
     (incident,) = run.incidents
@@ -79,6 +91,15 @@ def test_pause_between_stop_and_next_start_is_not_run_time():
     assert run.wall_seconds == 20
     assert run.train[0].seconds == 15
     assert run.outcome.word == "finished"
+
+
+def test_stop_that_the_cluster_answers_with_a_new_start_is_part_of_the_recovery():
+    left = event(40, "stop", cause="peer_loss", exit=162, step=40)
+    again = [event(100, "start"), event(102, "form"), event(103, "resume", step=33), event(110, "finish", step=60)]
+    run = tell(inputs(START, FORM, FAULT, left, *again))
+    assert run.wall_seconds == 110
+    assert [(i.recovery_seconds, i.lost_steps) for i in run.incidents] == [(93, 7)]
+    assert [p.name for p in run.phases] == ["starting", "training", "recovering", "training"]
 
 
 def test_recovery_within_an_hour_is_run_time_even_if_a_new_start_was_needed():

@@ -96,6 +96,18 @@ def test_a_step_after_an_evaluation_is_training_again_and_seen_at_once(clock, pa
     assert (facts["phase"], facts["step"], facts["note"], facts["test_accuracy"], facts["test_loss"]) == ("training", 2, "", 0.25, 2.0)
 
 
+def test_evaluations_and_saves_are_not_step_time(clock, page):
+    mine = recorder(clock, page)
+    for step in range(1, 20):
+        mine.phase("evaluating" if step % 2 else "saving")
+        clock.now += 60
+        mine.step(2 * step - 1, 16)
+        clock.now += 0.5
+        mine.step(2 * step, 16)
+    mine.close()
+    assert page.read(0)["step_seconds"] == pytest.approx(0.5)
+
+
 def test_a_checkpoint_is_told_with_its_costs_and_their_sums(clock, page):
     mine = recorder(clock, page)
     mine.checkpointed(20, 188_000_000, 0.1, 0.4, verified=True)

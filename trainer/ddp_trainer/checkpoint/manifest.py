@@ -7,6 +7,7 @@ needs nothing else: tensors are safetensors, everything else is JSON, and nothin
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-_PREFIX = "step-"
+PREFIX = "step-"
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""What a data file may be called: nothing that leads out of the folder."""
 _BLOCK_BYTES = 4 * 1024 * 1024
 """Read size while hashing: large enough to keep SHA-256 (about 1.5 GB/s) busy, small beside the page cache."""
 
@@ -68,13 +71,14 @@ class BadCheckpointError(Exception):
 
 def folder_name(step: int) -> str:
     """`step-000000420`: sorts by step."""
-    return f"{_PREFIX}{step:09d}"
+    return f"{PREFIX}{step:09d}"
 
 
 def step_of(folder: Path) -> int | None:
     """The step a folder's name claims, or None if it is not a checkpoint's name."""
-    digits = folder.name.removeprefix(_PREFIX)
-    return int(digits) if folder.name.startswith(_PREFIX) and digits.isdigit() else None
+    digits = folder.name.removeprefix(PREFIX)
+    step = int(digits) if digits.isascii() and digits.isdigit() else None
+    return step if step is not None and folder.name == folder_name(step) else None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -104,7 +108,7 @@ def verify(folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     for name, entry in manifest.files.items():
-        if Path(name).name != name:
+        if not _PLAIN_NAME.fullmatch(name):
             raise BadCheckpointError(f"{name!r} is not a plain file name")
         path = folder / name
         try:

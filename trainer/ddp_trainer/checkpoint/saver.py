@@ -41,6 +41,7 @@ class Saver:
     _last_time: float = field(init=False)
 
     def __post_init__(self) -> None:
+        """The interval begins now."""
         self._last_time = self.clock()
 
     def offer(self, step: int) -> None:

@@ -24,6 +24,7 @@ from ddp_trainer.checkpoint.manifest import BadCheckpointError, FileEntry, Manif
 from ddp_trainer.errors import DataError
 
 TENSORS_NAME = "state.safetensors"
+QUARANTINE_NAME = "quarantine"
 _TEMPORARY = ".tmp-"
 
 
@@ -85,7 +86,7 @@ class CheckpointStore:
         try:
             return self._commit(tensors, describe)
         except (OSError, SafetensorError) as error:
-            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            full = f"os error {errno.ENOSPC})" in str(error) or (isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT})
             remedy = "free space or lower checkpoint.keep" if full else "check the volume"
             raise DataError(f"a checkpoint cannot be written below {self.root}: {error}; {remedy}") from None
 
@@ -101,9 +102,15 @@ class CheckpointStore:
             write_durably(work / manifests.MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
             _sync(work)
             final = self.folder(manifest.step)
-            if final.exists():  # an identical step from before a restart: the newer one is as good, and is verified
-                os.replace(final, self.root / f"{_TEMPORARY}replaced-{os.getpid()}")
-            work.rename(final)
+            if final.exists():  # the same step holds the same state: what verifies stays, so there is no moment without it
+                try:
+                    manifest = _trusted(final)
+                except BadCheckpointError as error:
+                    self._quarantine(final, str(error))
+            if final.exists():
+                shutil.rmtree(work)
+            else:
+                work.rename(final)
             _sync(self.root)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
@@ -113,20 +120,25 @@ class CheckpointStore:
         return manifest
 
     def load_newest(self) -> Loaded | None:
-        """The newest checkpoint that verifies; None if there is none. What fails is moved to `quarantine/`, with the reason beside it."""
+        """The newest checkpoint that verifies; None if there never was one. What fails goes to `quarantine/`, with the reason beside it.
+
+        Raises:
+            DataError: there were checkpoints, and none of them verifies; or a bad one cannot be moved.
+        """
         bad: list[tuple[int, str]] = []
         for step in reversed(self.steps()):
             folder = self.folder(step)
             try:
-                manifest = manifests.verify(folder)
+                manifest = _trusted(folder)
                 return Loaded(manifest, load_file(folder / TENSORS_NAME), tuple(bad))
             except (BadCheckpointError, SafetensorError, OSError) as error:
                 bad.append((step, str(error)))
                 self._quarantine(folder, str(error))
-        if bad:
+        if set_aside := self._in_quarantine():
+            newest = f" (the newest: {bad[0][1]})" if bad else ""
             raise DataError(
-                f"none of the {len(bad)} checkpoints below {self.root} verifies (the newest: {bad[0][1]}); they lie in quarantine/; "
-                f"start afresh with --set run.resume=never in an empty run directory"
+                f"none of the {set_aside} checkpoints below {self.root} verifies{newest}; they lie in quarantine/; "
+                f"give an empty --run-dir, or start afresh here with --set run.resume=never"
             )
         return None
 
@@ -134,25 +146,49 @@ class CheckpointStore:
         """Every step, newest first, with its manifest, or None and the reason why not. Nothing is moved."""
         for step in reversed(self.steps()):
             try:
-                yield step, manifests.verify(self.folder(step)), ""
+                yield step, _trusted(self.folder(step)), ""
             except BadCheckpointError as error:
                 yield step, None, str(error)
 
     def _quarantine(self, folder: Path, reason: str) -> None:
-        home = self.root / "quarantine"
-        home.mkdir(exist_ok=True)
+        home = self.root / QUARANTINE_NAME
         target, n = home / folder.name, 1
         while target.exists():
             target, n = home / f"{folder.name}.{n}", n + 1
-        folder.rename(target)
-        (target / "reason.txt").write_text(reason + "\n", encoding="utf-8")
+        try:
+            home.mkdir(exist_ok=True)
+            folder.rename(target)
+            (target / "reason.txt").write_text(reason + "\n", encoding="utf-8")
+        except OSError as error:
+            raise DataError(
+                f"the bad checkpoint {folder} ({reason}) cannot be moved to {QUARANTINE_NAME}: {error.strerror}; "
+                f"make the volume writable, or move it yourself"
+            ) from None
+
+    def _in_quarantine(self) -> int:
+        home = self.root / QUARANTINE_NAME
+        return sum(1 for folder in home.iterdir() if folder.is_dir()) if home.is_dir() else 0
 
     def _retain(self) -> None:
-        for replaced in self.root.glob(f"{_TEMPORARY}replaced-*"):
-            shutil.rmtree(replaced, ignore_errors=True)
+        # what cannot be removed must not end the run: it is tried again after the next commit
         for step in self.steps()[: -self.keep]:
-            # a folder that cannot be removed must not end the run: it is tried again after the next commit
-            shutil.rmtree(self.folder(step), ignore_errors=True)
+            folder = self.folder(step)
+            with contextlib.suppress(OSError):
+                folder.rename(self.root / f"{_TEMPORARY}{folder.name}")  # first, so that no folder with a step's name is ever incomplete
+        for retired in self.root.glob(f"{_TEMPORARY}{manifests.PREFIX}*"):
+            shutil.rmtree(retired, ignore_errors=True)
+
+
+def _trusted(folder: Path) -> Manifest:
+    """The manifest of a checkpoint whose every file verifies, the tensors' among them.
+
+    Raises:
+        BadCheckpointError: with the reason.
+    """
+    manifest = manifests.verify(folder)
+    if TENSORS_NAME not in manifest.files:
+        raise BadCheckpointError(f"{TENSORS_NAME} is not in the manifest")
+    return manifest
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -8,20 +8,22 @@ the supervisor: Ctrl-C stops the agents in order, and if it is killed itself, th
 from __future__ import annotations
 
 import json
+import math
+import os
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ddp_trainer.config import RunConfig
-from ddp_trainer.errors import FINISHED, PEER_LOST, ConfigError, DataError
+from ddp_trainer.errors import FINISHED, FIRST_RETRIED_CODE, PEER_LOST, ConfigError, DataError
 from ddp_trainer.launchers.view import View
 from ddp_trainer.resilience.entrypoint import PRELOAD, Node
-from ddp_trainer.resilience.zygote import Zygote
+from ddp_trainer.resilience.zygote import Death, Zygote
 
 AGENT_TARGET = "ddp_trainer.resilience.entrypoint:run"
 NURSERY_PRELOAD = (*PRELOAD, "ddp_trainer.resilience.agent")
@@ -41,7 +43,6 @@ class _Agent:
     telemetry_port: int
     pid: int = 0
     restarts: int = 0
-    code: int | None = None
 
 
 @dataclass
@@ -53,7 +54,17 @@ class Local:
     view: View
     _agents: list[_Agent] = field(default_factory=list)
     _by_pid: dict[int, _Agent] = field(default_factory=dict)
+    on_look: Callable[[Local], None] = lambda _: None  # a default that does nothing
+    """Called about ten times a second while the run goes on."""
     _signal: int = 0
+    _final: int = 0
+    _deadline: float = math.inf
+
+    def kill_agent(self, node: int) -> None:
+        """SIGKILL one agent, as a lost machine would end it; for demonstrations."""
+        pid = self._agents[node].pid
+        if pid in self._by_pid:
+            os.kill(pid, signal.SIGKILL)
 
     def run(self) -> int:
         """Start everything and stay until it ends.
@@ -135,41 +146,44 @@ class Local:
         Path(str(agent.node.ending)).unlink(missing_ok=True)
         log = Path(str(agent.node.rank_logs)) / f"agent-{agent.node.node}.log"
         agent.pid = nursery.spawn(AGENT_TARGET, arguments, agent.environment, log)
-        agent.code = None
         self._by_pid[agent.pid] = agent
 
     def _watch(self, nursery: Zygote) -> int:
         """Until all have ended: restart those that ask for it, show progress, stop all when one has ended for good."""
-        deadline = float("inf")
-        final = 0
-        while self._by_pid:
+        while self._by_pid and time.monotonic() < self._deadline:
             for death in nursery.deaths(timeout_seconds=LOOK_SECONDS):
-                agent = self._by_pid.pop(death.pid)
-                agent.code = death.code if death.code >= 0 else 128 - death.code
-                if agent.code == FINISHED.code or self._signal:
-                    continue
-                if deadline < float("inf"):
-                    final = final or agent.code
-                elif agent.code >= 128 and agent.restarts < AGENT_RESTARTS:  # noqa: PLR2004  # errors.Exit.retried
-                    agent.restarts += 1
-                    self.view.say(f"agent {agent.node.node} {_ended(death.code)}; starting it again")
-                    self._start(nursery, agent)
-                else:
-                    final = agent.code
-                    deadline = time.monotonic() + STOP_SECONDS
+                self._after(death, nursery)
             self.view.refresh()
-            if self._signal and deadline == float("inf"):
-                self.view.say("stopping the agents ...")
-                for pid in self._by_pid:
-                    nursery.kill(pid, signal.SIGTERM)
-                deadline = time.monotonic() + STOP_SECONDS
-            if time.monotonic() > deadline:
-                break
+            self.on_look(self)
+            if self._signal and self._deadline == math.inf:
+                self._stop_all(nursery)
         if self._signal:
             return INTERRUPTED if self._signal == signal.SIGINT else 128 + self._signal
-        if not final and self._by_pid:
+        if not self._final and self._by_pid:
             return PEER_LOST.code
-        return final
+        return self._final
+
+    def _after(self, death: Death, nursery: Zygote) -> None:
+        """One agent has ended: done, to be started again, or the end of all."""
+        agent = self._by_pid.pop(death.pid)
+        code = death.code if death.code >= 0 else 128 - death.code
+        if code == FINISHED.code or self._signal:
+            return
+        if self._deadline < math.inf:  # the others are leaving as well
+            self._final = self._final or code
+        elif code >= FIRST_RETRIED_CODE and agent.restarts < AGENT_RESTARTS:
+            agent.restarts += 1
+            self.view.say(f"agent {agent.node.node} {_ended(death.code)}; starting it again", "bad")
+            self._start(nursery, agent)
+        else:
+            self._final = code
+            self._deadline = time.monotonic() + STOP_SECONDS
+
+    def _stop_all(self, nursery: Zygote) -> None:
+        self.view.say("stopping the agents ...")
+        for pid in self._by_pid:
+            nursery.kill(pid, signal.SIGTERM)
+        self._deadline = time.monotonic() + STOP_SECONDS
 
     def _words(self) -> dict[str, Any]:
         """The last words of the first agent that has any beyond success."""

@@ -11,6 +11,7 @@ from typing import Any
 from ddp_trainer.config import RunConfig
 from ddp_trainer.errors import DdpError
 from ddp_trainer.telemetry.console import RunConsole, Tone
+from ddp_trainer.telemetry.document import Progress
 from ddp_trainer.telemetry.events import EVENTS_FILE
 from ddp_trainer.telemetry.fetch import fetch
 
@@ -23,6 +24,8 @@ ENDPOINTS_FILE = "endpoints.json"
 class View:
     """Fed by the supervisor's loop; every call returns within `FETCH_SECONDS`."""
 
+    progress: Progress | None = None
+    """The newest document of node 0."""
     _console: RunConsole | None = None
     _events: Path | None = None
     _read_bytes: int = 0
@@ -50,9 +53,10 @@ class View:
         self._looked_at = now
         self._tell_events()
         try:
-            self._console.update(fetch(self._urls[0], timeout=FETCH_SECONDS))
+            self.progress = fetch(self._urls[0], timeout=FETCH_SECONDS)
         except DdpError:
             return  # node 0's agent is starting, or gone: the supervisor says so
+        self._console.update(self.progress)
         if not self._announced and self._run_dir:
             (self._run_dir / ENDPOINTS_FILE).write_text(json.dumps({"nodes": self._urls}), encoding="utf-8")
             self._announced = True
@@ -93,7 +97,7 @@ def _sentence(event: dict[str, Any]) -> tuple[str, Tone] | None:
     match event.get("kind"):
         case "fault":
             who = f"node {event.get('node')}" if event.get("rank") is None else f"rank {event.get('rank')}"
-            return f"{who} {event.get('message')} at step {event.get('step')}", "bad"
+            return f"{who}: {event.get('message')} (step {event.get('step')})", "bad"
         case "restart":
             return "all nodes meet again and go on from the last checkpoint", "plain"
         case "resume":

@@ -11,6 +11,7 @@ from typing import TypeVar
 import plotly.graph_objects as go
 
 from ddp_trainer.report.drawing import (
+    STEP_TICKS,
     Figure,
     add_faults,
     add_line,
@@ -78,7 +79,7 @@ def timeline(run: Run) -> Figure | None:
         barmode="overlay",
         hovermode="closest",
         xaxis={**over_run_time(run), "anchor": "y2"},
-        yaxis={"title": {"text": "step"}, "domain": [0.13, 1], "rangemode": "tozero", "tickformat": ",d"},
+        yaxis={"title": {"text": "step"}, "domain": [0.13, 1], "rangemode": "tozero", **STEP_TICKS},
         yaxis2={"domain": [0, 0.06], "showticklabels": False, "fixedrange": True, "showgrid": False},
     )
     return finished(figure, height=360)
@@ -223,8 +224,10 @@ def _lost_stretch(run: Run, incident: Incident) -> list[tuple[float, float]]:
     """From where the resumed step was first reached up to the fault, and down again to where training went on."""
     if incident.step is None or incident.resumed_step is None or incident.resumed_seconds is None or not incident.lost_steps:
         return []
-    before = [(p.seconds, float(p.step)) for p in run.train if p.seconds < incident.seconds and p.step <= incident.resumed_step]
-    begin, end = max(before, default=(0.0, 0.0)), (incident.seconds, float(incident.step))
+    known = [(p.seconds, p.step) for p in run.train] + [(p.start, 0) for p in run.phases if p.name == "training"][:1]
+    known += [(i.resumed_seconds, i.resumed_step) for i in run.incidents if i.resumed_seconds is not None and i.resumed_step is not None]
+    before = [(seconds, step) for seconds, step in known if seconds < incident.seconds and step <= incident.resumed_step]
+    begin, end = max(before, default=(0.0, 0)), (incident.seconds, float(incident.step))
     rise = end[1] - begin[1]
     reached = begin[0] + (end[0] - begin[0]) * ((incident.resumed_step - begin[1]) / rise if rise > 0 else 0.0)
     return [(reached, float(incident.resumed_step)), end, (incident.resumed_seconds, float(incident.resumed_step))]

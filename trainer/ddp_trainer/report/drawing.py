@@ -33,10 +33,12 @@ AXIS = {
     "gridcolor": "var(--grid)",
     "linecolor": "var(--line)",
     "zeroline": False,
+    "ticks": "",
     "tickfont": {"color": "var(--muted)", "size": 11.5},
     "title": {"font": {"color": "var(--muted)", "size": 12}, "standoff": 10},
     "automargin": True,
 }
+STEP_TICKS = {"separatethousands": True, "exponentformat": "none"}
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
@@ -129,7 +131,7 @@ def over_run_time(run: Run) -> dict[str, Any]:
 
 def over_steps(figure: go.Figure, **layout: Any) -> Figure:
     """Finish a chart whose x axis is steps."""
-    figure.update_layout(hovermode="x unified", xaxis={"title": {"text": "step"}, "tickformat": ",d"}, **layout)
+    figure.update_layout(hovermode="x unified", xaxis={"title": {"text": "step"}, **STEP_TICKS}, **layout)
     return finished(figure)
 
 

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from ddp_trainer.errors import HANG, PEER_LOST, RANK_CRASHED
 from ddp_trainer.report.inputs import Inputs, Record
 
 LONGEST_SILENCE_SECONDS = 3600.0
 """A gap without any event that is longer than this before a `start` is a pause of the user, not a recovery: run time skips it."""
+ENDING = "ending"
 DETAIL_CHARACTERS = 500
 """Of one value in the event list: a message may hold a traceback, and the log has it whole."""
-ENDINGS = frozenset({"stop", "finish"})
+OUTAGE_EXITS = frozenset({RANK_CRASHED.code, HANG.code, PEER_LOST.code})
+"""A stop with one of these is a fault that the cluster answers with a new start; any other stop is an end, for now."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class RunClock:
         self.origin = marks[0][0] if marks else 0.0
         self.pauses: list[tuple[float, float]] = []
         for (before, kind), (after, next_kind) in pairwise(marks):
-            if next_kind == "start" and (kind in ENDINGS or after - before > LONGEST_SILENCE_SECONDS):
+            if next_kind == "start" and (kind == ENDING or after - before > LONGEST_SILENCE_SECONDS):
                 self.pauses.append((before, after))
 
     def __call__(self, time: float) -> float:
@@ -151,9 +154,15 @@ class RunClock:
         return max(0.0, time - self.origin - paused)
 
 
+def is_ending(event: Record) -> bool:
+    """Whether the run was over with this event, rather than in an outage."""
+    return event.get("kind") == "finish" or (event.get("kind") == "stop" and whole(event.get("exit")) not in OUTAGE_EXITS)
+
+
 def clock_of(inputs: Inputs) -> RunClock:
     """The clock of this run, from everything that carries a time."""
-    events = [(time, text(e.get("kind")) or "") for e in inputs.events if (time := number(e.get("time"))) is not None]
+    kinds = [(number(e.get("time")), ENDING if is_ending(e) else text(e.get("kind")) or "") for e in inputs.events]
+    events = [(time, kind) for time, kind in kinds if time is not None]
     return RunClock(events, [time for m in inputs.metrics if (time := number(m.get("time"))) is not None])
 
 
@@ -202,11 +211,11 @@ def evaluation(document: Record | None) -> Evaluation | None:
     """The evaluation, or None where it is missing or does not fit itself."""
     if document is None:
         return None
-    classes = tuple(str(name) for name in document.get("classes") or ())
-    rows = document.get("confusion")
-    if not classes or not isinstance(rows, list) or len(rows) != len(classes):
+    names, rows = document.get("classes"), document.get("confusion")
+    if not isinstance(names, list) or not isinstance(rows, list) or not names or len(rows) != len(names):
         return None
-    confusion = tuple(tuple(whole(cell) or 0 for cell in row) if isinstance(row, list) else () for row in rows)
+    classes = tuple(str(name) for name in names)
+    confusion = tuple(tuple(max(0, whole(cell) or 0) for cell in row) if isinstance(row, list) else () for row in rows)
     if any(len(row) != len(classes) for row in confusion):
         return None
     samples = document.get("samples")

@@ -26,6 +26,7 @@ from ddp_trainer.report.model import (
     eval_points,
     evaluation,
     event_list,
+    is_ending,
     number,
     text,
     train_points,
@@ -142,26 +143,40 @@ def find_incidents(records: list[Record], clock: RunClock) -> list[Incident]:
     found: list[Incident] = []
     current: Incident | None = None
     formed: float | None = None
+    has_state = False
     for record in records:
         kind, seconds, step = record.get("kind"), clock(float(record["time"])), whole(record.get("step"))
+        has_state = has_state or (kind in {"checkpoint", "resume"} and bool(step))
         if kind == "fault":
+            if current is not None and formed is not None and not has_state:  # there was nothing to load, so that gang did train
+                found.append(_begun_again(current, formed))
+                current = None
             current, formed = _opened(record, seconds, step) if current is None else replace(current, echoes=current.echoes + 1), None
         elif current is None:
             continue
         elif kind == "form":
             formed = seconds
         elif kind == "resume":
-            lost = max(0, current.step - step - 1) if current.step is not None and step is not None else whole(record.get("lost_steps"))
+            lost = max(0, current.step - step) if current.step is not None and step is not None else whole(record.get("lost_steps"))
             source = text(record.get("source"))
             found.append(replace(current, resumed_seconds=seconds, resumed_step=step, source=source, lost_steps=lost))
             current = None
         elif kind in PROGRESS_SIGNS and formed is not None:
-            found.append(replace(current, resumed_seconds=formed, resumed_step=0, source="the beginning", lost_steps=current.step))
+            found.append(_begun_again(current, formed))
             current = None
-        elif kind == "stop":
-            found.append(replace(current, stopped_seconds=seconds))
+        elif is_ending(record):
+            found.append(_at_rest(current, formed, has_state, seconds))
             current = None
-    return [*found, current] if current else found
+    return [*found, _at_rest(current, formed, has_state, None)] if current else found
+
+
+def _at_rest(incident: Incident, formed: float | None, has_state: bool, stopped: float | None) -> Incident:
+    """An incident that nothing resumed, at the run's end: a gang that formed with nothing to load did train."""
+    return _begun_again(incident, formed) if formed is not None and not has_state else replace(incident, stopped_seconds=stopped)
+
+
+def _begun_again(incident: Incident, seconds: float) -> Incident:
+    return replace(incident, resumed_seconds=seconds, resumed_step=0, source="the beginning", lost_steps=incident.step)
 
 
 def _opened(record: Record, seconds: float, step: int | None) -> Incident:

@@ -75,11 +75,11 @@ def _faults_sentence(run: Run) -> str:
     if not healed:
         return f" It met {faults} and did not recover."
     each = f"in {duration(max(healed))}" if len(healed) == 1 else f"in at most {duration(max(healed))} each"
-    rest = "" if len(healed) == len(run.incidents) else f" from {len(healed)} of them"
+    rest = "" if len(healed) == len(run.incidents) else f" after {len(healed)} of them"
     cost = (
         f", at a cost of {run.lost_steps:,} steps of work" if run.lost_steps else ", without losing a step" if run.lost_steps == 0 else ""
     )
-    return f" It met {faults} and recovered{rest} {each}{cost}."
+    return f" It met {faults} and had its state back{rest} {each}{cost}."
 
 
 def cards(run: Run) -> list[Card]:
@@ -88,7 +88,8 @@ def cards(run: Run) -> list[Card]:
     restarts = sum(run.restarts.values())
     healed = [i.recovery_seconds for i in run.incidents if i.recovery_seconds is not None]
     stalls = [c.stall_seconds for c in run.checkpoints if c.stall_seconds is not None]
-    lost_share = f"{percent(run.lost_steps / run.last_step)} of the work" if run.lost_steps and run.last_step else ""
+    made = (run.last_step or 0) + (run.lost_steps or 0)
+    lost_share = f"{percent(run.lost_steps / made)} of all steps made" if run.lost_steps else ""
     return [
         Card(
             "Test accuracy",
@@ -103,7 +104,7 @@ def cards(run: Run) -> list[Card]:
         Card("Goodput", percent(run.goodput_ratio), "share of time that made progress"),
         Card("Restarts", str(restarts), ", ".join(f"{n} {cause_words(c)}" for c, n in run.restarts.items()), "bad" if restarts else ""),
         Card("Lost steps", count(run.lost_steps), lost_share, "bad" if run.lost_steps else ""),
-        Card("Recovery", duration(max(healed, default=None)), "from fault to training again" if healed else "not needed"),
+        Card("Recovery", duration(max(healed, default=None)), "from fault to state restored" if healed else "not needed"),
         Card(
             "Checkpoints",
             str(len(run.checkpoints)),

@@ -15,7 +15,7 @@ import logging
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -105,7 +105,7 @@ class GangAgent(SimpleElasticAgent):
         except RendezvousClosedError as closed:
             ending = _ending_of(str(closed))
         except PeerLostError as error:
-            _log.error("%s", error)  # noqa: TRY400  # a sentence for people
+            _log.error("%s", error)  # a sentence for people
             ending = Ending(error.exit, self._fault_here("peer_loss", error.exit.code, str(error)))
         except StopAskedError:
             ending = self._preempted()
@@ -279,8 +279,12 @@ class GangAgent(SimpleElasticAgent):
         if self._barrier.node != 0 or self._barrier.ending() is not None:
             return
         text = self._barrier.fault()
-        fault = Fault.from_json(text) if text else Fault("peer_loss", self._barrier.node, None, 0, self._chronicle.reached_step, "a node came back")
-        self._record_fault(fault)
+        fault = (
+            Fault.from_json(text)
+            if text
+            else Fault("peer_loss", self._barrier.node, None, 0, self._chronicle.reached_step, "a node came back")
+        )
+        self._record_fault(fault if fault.step else replace(fault, step=self._chronicle.reached_step))
         lost = self._chronicle.restarted(fault.cause)
         self._chronicle.save()
         if self._events:

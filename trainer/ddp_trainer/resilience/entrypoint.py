@@ -60,7 +60,7 @@ def run(config: dict[str, Any], node: dict[str, Any], environment: dict[str, str
     try:
         return _supervise(RunConfig.model_validate(config), me, environment, zygote)
     except DdpError as error:
-        _log.error("%s", error)  # noqa: TRY400  # a sentence for people
+        _log.error("%s", error)  # a sentence for people
         _leave_words(me, {"cause": error.exit.cause, "exit": error.exit.code, "node": me.node, "rank": None, "message": str(error)})
         return error.exit.code
     finally:
@@ -84,7 +84,7 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
         if events:
             _write_config(config)
             if was_lost:
-                step, message = chronicle.reached_step, "its agent was lost and has been replaced"
+                step, message = chronicle.reached_step, "the agent was lost and has been replaced"
                 events.append("fault", cause="peer_loss", node=0, rank=None, exit=0, step=step, message=message)
                 chronicle.restarted("peer_loss")
             events.append("start", attempt=chronicle.attempt, nodes=me.nodes, procs_per_node=config.distributed.procs_per_node)

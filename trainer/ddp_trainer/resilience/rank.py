@@ -54,7 +54,7 @@ def main(config: dict[str, Any], place: dict[str, Any], start: dict[str, Any], p
     try:
         _run(RunConfig.model_validate(config), Place(**place), Start(**start), FactsPage.open(Path(page)))
     except DdpError as error:
-        _log.error("%s", error)  # noqa: TRY400  # a sentence for the user; a traceback would hide it
+        _log.error("%s", error)  # a sentence for the user; a traceback would hide it
         leave_note(Path(note), error.exit.cause, str(error))
         return error.exit.code
     except BaseException as error:  # the process's edge: whatever it is, it is reported and ends the rank
@@ -221,7 +221,9 @@ def _keep_predictions(run: engine.Training, test_set: Dataset) -> None:
         return
     sizes = [len(evaluation_slice(rank, run.group.world_size, len(test_set))) for rank in range(run.group.world_size)]
     rows = run.group.gather_rows(torch.cat(run.predictions), sizes).cpu().numpy()
-    if run.group.rank == 0:
+    if run.group.rank != 0:
+        return
+    try:
         write_evaluation(
             run.config.run_dir,
             step=run.step,
@@ -231,3 +233,5 @@ def _keep_predictions(run: engine.Training, test_set: Dataset) -> None:
             confidences=rows[:, 2],
             picture=test_set.picture,
         )
+    except DataError as error:
+        _log.warning("%s; the report will lack its predictions", error)  # a finished run must not fail for its report

@@ -196,7 +196,7 @@ class GenerationBarrier(RendezvousHandler):
         if newest == self.generation or claim.decode() != self._token:
             # this place was taken by oneself before a fault, or by a predecessor that has died: it cannot be taken twice
             if newest != self.generation:
-                lost = Fault("peer_loss", self.node, None, 0, 0, "its agent was lost and has been replaced")
+                lost = Fault("peer_loss", self.node, None, 0, 0, "the agent was lost and has been replaced")
                 self._do(lambda store: store.compare_set(f"fault/{newest}", "", lost.to_json()))
             self._ask_beyond(newest)
             return False

@@ -8,6 +8,7 @@ It does not sync: these files describe a run, they are not its state.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -38,7 +39,7 @@ class JsonLines:
             assert self._descriptor is not None
             self._mend = os.write(self._descriptor, data) != len(data)
             if self._mend:
-                raise OSError(28, "only part of a line could be written")  # noqa: TRY301 (one handler for all the ways a disk says no)
+                raise OSError(errno.ENOSPC, "only part of a line could be written")  # noqa: TRY301 (one handler for all the ways a disk says no)
         except OSError as error:
             if not self._warned:
                 self._warned = True

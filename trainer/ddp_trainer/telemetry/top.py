@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ENDPOINTS_FILE = "endpoints.json"
 """In the run directory: `{"nodes": ["http://127.0.0.1:9400", ...]}`, node 0 first."""
+PROGRESS_FILE = "progress.json"
 REFRESH_SECONDS = 1.0
 """Agents read hardware once a second."""
 MAX_FETCHES = 32
@@ -97,7 +98,7 @@ def ask(urls: Sequence[str]) -> list[Answer]:
 def last_known(targets: Sequence[str]) -> Progress | None:
     """What the first run directory among the targets last recorded: for a run whose agents are gone."""
     for target in targets:
-        path = Path(target) / "progress.json"
+        path = Path(target) / PROGRESS_FILE
         if "://" not in target and path.is_file():
             try:
                 return parse(path.read_bytes())
@@ -119,11 +120,12 @@ def frame(answers: Sequence[Answer], recorded: Progress | None, now: float) -> R
     elif recorded is not None:
         parts.append(
             Text(
-                f"{_summary(recorded, now)}\nno agent answers; this was recorded {readable.age(now - recorded.updated_at)} ago",
+                f"{_summary(recorded, now)}\nno agent is running; this was recorded {readable.age(now - recorded.updated_at)} ago",
                 style="yellow",
             )
         )
-    parts.append(_table(answers, now))
+    if answers:
+        parts.append(_table(answers, now))
     parts += [Text("\n" + answer.problem, style="red") for answer in answers if answer.problem]
     return Group(*parts)
 
@@ -218,6 +220,8 @@ def _endpoints(run_dir: Path) -> list[str]:
     try:
         nodes = [_address(node) for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]]
     except FileNotFoundError:
+        if (run_dir / PROGRESS_FILE).is_file():  # an ended local run: there is nobody to ask, but a last word
+            return []
         raise DataError(f"{run_dir} has no {ENDPOINTS_FILE} (only local runs write one); give the agents' addresses instead") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path} does not say where the agents are; give their addresses instead, such as http://127.0.0.1:9400") from None

@@ -1,0 +1,168 @@
+"""Contestants that are all warm and take turns: one burst each, round after round, while the others sleep in a socket read.
+
+Starting a process and warming it up costs half a minute; a burst costs seconds. So everybody is started once, and a round in which each
+has one burst lasts less than the minute in which this machine changes its mind. The order rotates from round to round.
+
+Only processes that were started here are ever stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from contestants import PEERS, Contestant
+
+START_SECONDS = 300.0
+"""Bound of start, decoding and warm-up; compiling ResNet-50 takes a minute of it."""
+BURST_SECONDS = 300.0
+"""Bound of a burst: a hundred times what one takes."""
+STOP_SECONDS = 15.0
+LOG_TAIL_LINES = 15
+
+
+class ContestError(RuntimeError):
+    """A contestant did not start, or fell silent; with the end of its log."""
+
+
+@dataclass(frozen=True)
+class Burst:
+    """What a contestant's ranks measured in one turn, put together."""
+
+    samples_per_second: float
+    """Of all ranks together."""
+    peak_rss_bytes: int
+    """Of its largest rank."""
+    peak_gpu_bytes: int
+    processor_share: float
+    """Processor time of the ranks over their wall time: how many cores they really got."""
+    compiled: dict[str, int]
+
+
+class Player:
+    """A running contestant."""
+
+    def __init__(self, contestant: Contestant, process: subprocess.Popen[bytes], ranks: list[Any], log: Path, start_seconds: float) -> None:
+        self.contestant = contestant
+        self.process = process
+        self.start_seconds = start_seconds
+        """From the start of the process until all its ranks had their data and asked for orders."""
+        self._ranks = ranks
+        self._log = log
+
+    def burst(self, lead: int, steps: int) -> Burst:
+        """Let it run `lead` steps off the clock and `steps` on it; blocks until all ranks have answered.
+
+        Raises:
+            ContestError: one of them did not, within `BURST_SECONDS`.
+        """
+        answers = []
+        try:
+            for lines in self._ranks:
+                lines.write(json.dumps({"lead": lead, "steps": steps}) + "\n")
+                lines.flush()
+            for lines in self._ranks:
+                answers.append(json.loads(lines.readline()))
+        except (OSError, ValueError) as error:
+            raise ContestError(f"{self.contestant.name} stopped in a burst ({error}); its log ends:\n{_tail(self._log)}") from None
+        return Burst(
+            samples_per_second=sum(a["samples_per_second"] for a in answers),
+            peak_rss_bytes=max(a["peak_rss_bytes"] for a in answers),
+            peak_gpu_bytes=max(a["peak_gpu_bytes"] for a in answers),
+            processor_share=sum(a["processor_seconds"] / a["seconds"] for a in answers),
+            compiled=answers[0]["compiled"],
+        )
+
+    def memory_bytes(self) -> int:
+        """Of all its processes, shared pages divided among those that share them: ranks, agents, data loaders."""
+        total = 0
+        for process in _family(self.process.pid):
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_full_info().pss
+        return total
+
+    def stop(self) -> None:
+        """End it and all that it started; blocks for `STOP_SECONDS` at most."""
+        family = _family(self.process.pid)
+        self.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(STOP_SECONDS)
+        for lines in self._ranks:
+            with contextlib.suppress(OSError):
+                lines.close()
+        for process in family:
+            with contextlib.suppress(psutil.Error):  # psutil compares start times, so a number that was reused is left alone
+                process.kill()
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def entered(contestant: Contestant, threads: int, log: Path, environment: dict[str, str] | None = None) -> Iterator[Player]:
+    """Start a contestant, and stop it at the end of the block.
+
+    Raises:
+        ContestError: it did not come up.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server, log.open("wb") as output:
+        port = server.getsockname()[1]
+        command = [*contestant.command, *contestant.port_flag.format(port=port).split()]
+        started = time.monotonic()
+        variables = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **(environment or {})}
+        process = subprocess.Popen(command, cwd=PEERS, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=variables)
+        player = Player(contestant, process, [], log, 0.0)
+        try:
+            ranks = _accept(server, contestant, process, log)
+            player = Player(contestant, process, ranks, log, time.monotonic() - started)
+            yield player
+        finally:
+            player.stop()
+
+
+def play(players: Sequence[Player], rounds: int, lead: int, steps: int) -> dict[int, list[Burst]]:
+    """`rounds` rounds of one burst each, in rotating order; the bursts by the player's place in `players`."""
+    seen: dict[int, list[Burst]] = {i: [] for i in range(len(players))}
+    for number in range(rounds):
+        for turn in range(len(players)):
+            i = (turn + number) % len(players)
+            seen[i].append(players[i].burst(lead, steps))
+    return seen
+
+
+def _accept(server: socket.socket, contestant: Contestant, process: subprocess.Popen[bytes], log: Path) -> list[Any]:
+    ranks: list[Any] = []
+    deadline = time.monotonic() + START_SECONDS
+    with selectors.DefaultSelector() as ready:
+        ready.register(server, selectors.EVENT_READ)
+        while len(ranks) < contestant.ranks:
+            if ready.select(timeout=0.5):
+                connection, _ = server.accept()
+                connection.settimeout(BURST_SECONDS)
+                ranks.append(connection.makefile("rw", encoding="utf-8"))
+                ranks[-1].readline()  # the hello
+            elif process.poll() is not None or time.monotonic() > deadline:
+                why = f"left with {process.returncode}" if process.returncode is not None else f"was not ready after {START_SECONDS:.0f} s"
+                raise ContestError(f"{contestant.name} ({contestant.settings}) {why}; its log ends:\n{_tail(log)}")
+    return ranks
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:])

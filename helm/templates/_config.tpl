@@ -1,0 +1,53 @@
+{{/* The RunConfig: preset, what the chart prefers, the user's `config`, and last what only the chart can know. */}}
+
+{{/* Lay .over onto .base, in place: maps are merged, anything else (false, 0 and null too) replaces. */}}
+{{- define "ddp.lay" -}}
+{{- range $key, $value := .over -}}
+{{- if and (kindIs "map" $value) (kindIs "map" (get $.base $key)) -}}
+{{- include "ddp.lay" (dict "base" (get $.base $key) "over" $value) -}}
+{{- else -}}
+{{- $_ := set $.base $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "ddp.procs" -}}
+{{- if kindIs "invalid" .Values.procsPerReplica }}{{ max 1 (int .Values.gpusPerReplica) }}{{ else }}{{ int .Values.procsPerReplica }}{{ end -}}
+{{- end }}
+
+{{- define "ddp.preset" -}}
+{{- if .Values.preset -}}
+{{- $text := .Files.Get (printf "presets/%s.json" .Values.preset) -}}
+{{- if not $text }}{{ fail (printf "preset %q does not exist; known are smoke, demo and cluster-16, or \"\" for none" .Values.preset) }}{{ end -}}
+{{- $text -}}
+{{- else -}}
+{}
+{{- end -}}
+{{- end }}
+
+{{/* As JSON. */}}
+{{- define "ddp.config" -}}
+{{- $config := omit (include "ddp.preset" . | fromJson) "slurm" "run" -}}
+{{- $gpus := int .Values.gpusPerReplica -}}
+{{- $data := default dict $config.data -}}
+{{- $source := ternary "download" "sample" .Values.data.download -}}
+{{- if .Values.data.claim }}{{ $source = printf "/data/%s" .Values.data.path | trimSuffix "/" }}{{ end -}}
+{{- $preferred := dict
+  "distributed" (dict "device" (ternary "cuda" "cpu" (gt $gpus 0)) "backend" (ternary "nccl" "gloo" (gt $gpus 0)))
+  "data" (dict "micro_batches" (max 8 (int (default 1 $data.micro_batches))))
+  "precision" (dict "compile_cache_dir" "/cache/compile")
+  "fault_tolerance" (dict "lock_wait_seconds" (add 180 (int .Values.job.terminationGracePeriodSeconds))) -}}
+{{- if or .Values.data.claim .Values.data.download (not .Values.preset) }}{{ $_ := set $preferred.data "source" $source }}{{ end -}}
+{{- $_ := set $config "distributed" (omit (default dict $config.distributed) "nodes" "procs_per_node" "world_size") -}}
+{{- include "ddp.lay" (dict "base" $config "over" $preferred) -}}
+{{- include "ddp.lay" (dict "base" $config "over" .Values.config) -}}
+{{- $baked := eq (default "sample" $config.data.source) "sample" -}}
+{{- $known := dict
+  "run" (dict "name" .Release.Name "root" .Values.checkpoint.mountPath)
+  "distributed" (dict "nodes" (int .Values.replicas) "procs_per_node" (include "ddp.procs" . | int))
+  "data" (dict "cache_dir" (ternary "/opt/ddp/cache" "/cache" $baked))
+  "fault_tolerance" (dict "max_restarts" (int .Values.policy.maxRestarts) "no_progress_restarts" (int .Values.policy.noProgressRestarts))
+  "telemetry" (dict "host" "0.0.0.0" "port" 9400) -}}
+{{- include "ddp.lay" (dict "base" $config "over" $known) -}}
+{{- toPrettyJson $config -}}
+{{- end }}

@@ -1,0 +1,39 @@
+"""Stopping leaves nothing behind, whoever is stopped and however."""
+
+import os
+import signal
+import time
+
+import pytest
+from conftest import PATIENCE_SECONDS, is_alive
+
+
+def all_gone(pids):
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, [pid for pid in pids if is_alive(pid)]
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_stopping_the_supervisor_leaves_no_process(ddp, smoke, signum, code):
+    run = ddp(*smoke, "--set", "optim.max_steps=1000")
+    run.trained_to(2)
+    tree = run.processes()
+    assert sorted(tree.values()).count("rank") == 2
+    os.kill(run.pid, signum)
+    assert run.wait() == code, run.output
+    assert all_gone(tree)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(ddp, smoke, tmp_path):
+    home = tmp_path / "run"
+    run = ddp(*smoke, "--set", "optim.max_steps=8", run_dir=home)
+    run.trained_to(5)
+    run.until(lambda: run.of_kind("checkpoint"), "checkpoint")
+    os.kill(run.pid, signal.SIGINT)
+    assert run.wait() == 130
+    again = ddp(*smoke, "--set", "optim.max_steps=8", run_dir=home)
+    assert again.wait() == 0, again.output
+    assert again.of_kind("resume")[0]["step"] == 5

@@ -1,0 +1,50 @@
+"""The configuration decides the result; the number of workers does not."""
+
+import pytest
+
+STEPS = 16
+
+
+@pytest.fixture(scope="module")
+def losses_by_world():
+    return {}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_loss_falls_on_real_images_along_one_curve_whatever_the_world_size(ddp, smoke, losses_by_world, workers):
+    run = ddp(*smoke, "--workers", workers, "--set", f"optim.max_steps={STEPS}")
+    assert run.wait() == 0, run.output
+    losses = losses_by_world[workers] = run.losses()
+    assert len(losses) == STEPS
+    assert sum(losses[-4:]) < sum(losses[:4])
+    # the same samples in the same micro-batches: only the order of summation differs, and rounding grows with the steps
+    reference = losses_by_world[min(losses_by_world)]
+    assert losses[:4] == pytest.approx(reference[:4], rel=1e-3)
+    assert losses == pytest.approx(reference, rel=0.1)
+
+
+def test_two_agents_with_two_ranks_each_are_the_same_four_ranks(ddp, smoke, losses_by_world):
+    run = ddp(*smoke, "--workers", 2, "--set", "distributed.procs_per_node=2", "--set", "optim.max_steps=4", "--set", "optim.warmup_ratio=0")
+    other = ddp(*smoke, "--workers", 4, "--set", "optim.max_steps=4", "--set", "optim.warmup_ratio=0")
+    assert (run.wait(), other.wait()) == (0, 0), run.output + other.output
+    assert run.losses() == other.losses()  # the same world of four: bit for bit
+
+
+def test_a_finished_run_that_is_started_again_ends_at_once_with_0(ddp, smoke, tmp_path):
+    home = tmp_path / "run"
+    first = ddp(*smoke, "--set", "optim.max_steps=2", run_dir=home)
+    assert first.wait() == 0, first.output
+    steps_before = len(first.metrics)
+    again = ddp(*smoke, "--set", "optim.max_steps=2", run_dir=home)
+    assert again.wait() == 0, again.output
+    assert [line for line in again.metrics if line["kind"] == "train"][-1]["step"] == 2
+    assert len([line for line in again.metrics if line["kind"] != "resume"]) == steps_before
+
+
+def test_a_longer_schedule_goes_on_from_the_last_checkpoint(ddp, smoke, tmp_path):
+    home = tmp_path / "run"
+    assert ddp(*smoke, "--set", "optim.max_steps=4", run_dir=home).wait() == 0
+    longer = ddp(*smoke, "--set", "optim.max_steps=6", run_dir=home)
+    assert longer.wait() == 0, longer.output
+    assert [event["step"] for event in longer.of_kind("resume")] == [4]
+    assert [event["step"] for event in longer.of_kind("finish")] == [4, 6]

@@ -1,0 +1,165 @@
+"""What the store trusts: only what verifies, newest first; the rest is set aside with the reason and never loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from ddp_trainer.checkpoint.manifest import MANIFEST_NAME, BadCheckpointError, Manifest, folder_name, read_manifest, step_of, verify
+from ddp_trainer.checkpoint.store import TENSORS_NAME, CheckpointStore
+from ddp_trainer.errors import DataError
+
+
+def edit(folder, **changes):
+    path = folder / MANIFEST_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def flip_a_byte(folder):
+    path = folder / TENSORS_NAME
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(folder):
+    path = folder / TENSORS_NAME
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def rename_an_entry(folder, name):
+    files = json.loads((folder / MANIFEST_NAME).read_text())["files"]
+    edit(folder, files=files | {name: files[TENSORS_NAME]})
+
+
+DAMAGES = {
+    "one flipped byte": (flip_a_byte, "SHA-256 differs"),
+    "a truncated file": (truncate, "bytes, the manifest says"),
+    "a missing file": (lambda folder: (folder / TENSORS_NAME).unlink(), f"{TENSORS_NAME}: No such file"),
+    "an empty file": (lambda folder: (folder / TENSORS_NAME).write_bytes(b""), "0 bytes, the manifest says"),
+    "no manifest": (lambda folder: (folder / MANIFEST_NAME).unlink(), "manifest unreadable: No such file"),
+    "an empty manifest": (lambda folder: (folder / MANIFEST_NAME).write_bytes(b""), "manifest invalid"),
+    "a torn manifest": (lambda folder: (folder / MANIFEST_NAME).write_bytes(b'{"step": 2, "epo'), "manifest invalid"),
+    "a manifest that is no mapping": (lambda folder: (folder / MANIFEST_NAME).write_bytes(b"[]"), "manifest invalid"),
+    "a manifest in another encoding": (lambda folder: (folder / MANIFEST_NAME).write_bytes(b"\xff\xfe\x00"), "manifest invalid"),
+    "the manifest of another step": (lambda folder: edit(folder, step=7), "manifest says step 7"),
+    "another format": (lambda folder: edit(folder, format_version=2), "format version 2, this program reads 1"),
+    "an unknown key": (lambda folder: edit(folder, extra=1), "manifest invalid"),
+    "a manifest without the tensors": (lambda folder: edit(folder, files={}), f"{TENSORS_NAME} is not in the manifest"),
+    "a path out of the folder": (lambda folder: rename_an_entry(folder, "../../../etc/passwd"), "is not a plain file name"),
+    "an absolute path": (lambda folder: rename_an_entry(folder, "/etc/passwd"), "is not a plain file name"),
+    "the folder above": (lambda folder: rename_an_entry(folder, ".."), "is not a plain file name"),
+    "a name with a zero byte": (lambda folder: rename_an_entry(folder, "a\0b"), "is not a plain file name"),
+    "an empty name": (lambda folder: rename_an_entry(folder, ""), "is not a plain file name"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_quarantined_with_the_reason_and_the_previous_one_loads(store, save, holds, damage):
+    hurt, reason = DAMAGES[damage]
+    save(store, 1)
+    save(store, 2)
+    hurt(store.folder(2))
+    loaded = store.load_newest()
+    assert holds(loaded, 1)
+    ((step, told),) = loaded.quarantined
+    assert step == 2
+    assert reason in told
+    kept = store.root / "quarantine" / folder_name(2)
+    assert (kept / "reason.txt").read_text(encoding="utf-8") == told + "\n"
+    assert store.steps() == [1]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_looking_finds_the_same_damage_and_moves_nothing(store, save, damage):
+    hurt, reason = DAMAGES[damage]
+    save(store, 1)
+    save(store, 2)
+    hurt(store.folder(2))
+    (bad_step, bad, told), (good_step, good, _) = store.verified()
+    assert (bad_step, bad, good_step) == (2, None, 1)
+    assert reason in told
+    assert good.step == 1
+    assert store.steps() == [1, 2]
+
+
+def test_nothing_outside_the_folder_is_opened_for_a_manifest_that_points_there(store, save, tmp_path):
+    save(store, 1)
+    outside = tmp_path / "outside"
+    os.mkfifo(outside)  # opening it would block for ever
+    rename_an_entry(store.folder(1), "../../outside")
+    with pytest.raises(BadCheckpointError, match="plain file name"):
+        verify(store.folder(1))
+
+
+def test_several_damaged_checkpoints_are_all_set_aside_newest_first(store, save, holds):
+    for step in (1, 2, 3):
+        save(store, step)
+    flip_a_byte(store.folder(3))
+    truncate(store.folder(2))
+    loaded = store.load_newest()
+    assert holds(loaded, 1)
+    assert [step for step, _ in loaded.quarantined] == [3, 2]
+
+
+def test_a_second_bad_checkpoint_of_one_step_does_not_replace_the_first_in_quarantine(store, save):
+    save(store, 1)
+    for _ in range(3):
+        save(store, 2)
+        flip_a_byte(store.folder(2))
+        store.load_newest()
+    names = {path.name for path in (store.root / "quarantine").iterdir()}
+    assert names == {folder_name(2), f"{folder_name(2)}.1", f"{folder_name(2)}.2"}
+
+
+def test_a_run_whose_every_checkpoint_is_bad_does_not_start_afresh_in_silence(store, save):
+    save(store, 1)
+    save(store, 2)
+    flip_a_byte(store.folder(1))
+    truncate(store.folder(2))
+    for _ in range(2):  # the second start of the same run finds an empty folder, and must not take it for a new run
+        with pytest.raises(DataError, match=r"none of the 2 checkpoints .* quarantine.* run\.resume=never"):
+            store.load_newest()
+
+
+def test_a_directory_without_checkpoints_is_a_fresh_start(store, tmp_path):
+    assert store.load_newest() is None
+    assert CheckpointStore(tmp_path / "absent").load_newest() is None
+    assert CheckpointStore(tmp_path / "absent").steps() == []
+
+
+@pytest.mark.parametrize("content", [None, "", "step-000000009\n", "step-000000001\n", "../../x", "\0"])
+def test_the_latest_file_is_a_hint_that_loading_does_not_need(store, save, holds, content):
+    save(store, 1)
+    save(store, 2)
+    latest = store.root / "latest"
+    assert latest.read_text() == "step-000000002\n"
+    latest.unlink() if content is None else latest.write_text(content)
+    assert holds(store.load_newest(), 2)
+
+
+def test_folders_that_only_look_like_checkpoints_are_left_alone(store, save, holds):
+    save(store, 1)
+    strangers = ["step-5", "step-²", "step-", "step-0000000005", "step-00000000x", "steps", "backup-000000009", "quarantine"]
+    for name in strangers:
+        (store.root / name).mkdir()
+    (store.root / "step-000000008").write_text("a file")
+    assert store.steps() == [1]
+    assert holds(store.load_newest(), 1)
+    assert all((store.root / name).is_dir() for name in strangers)
+
+
+@pytest.mark.parametrize("step", [0, 1, 999_999_999, 1_000_000_000])
+def test_a_folders_name_tells_its_step_and_sorts_by_it(tmp_path, step):
+    assert step_of(tmp_path / folder_name(step)) == step
+    assert folder_name(9) < folder_name(10) < folder_name(100)
+
+
+def test_a_manifest_survives_being_written_and_read(store, save):
+    written = save(store, 42)
+    read = read_manifest(store.folder(42))
+    assert read == written == verify(store.folder(42))
+    assert Manifest.model_validate_json(read.model_dump_json()) == read
+    assert read.total_bytes == (store.folder(42) / TENSORS_NAME).stat().st_size > 0

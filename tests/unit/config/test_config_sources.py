@@ -1,0 +1,157 @@
+"""Where values come from: file, then environment, then --set; and every mistake in them as one sentence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from ddp_trainer.config import RunConfig, load
+from ddp_trainer.errors import ConfigError
+
+
+def written(tmp_path, document, name="run.json"):
+    path = tmp_path / name
+    path.write_text(json.dumps(document) if name.endswith(".json") else yaml.safe_dump(document), encoding="utf-8")
+    return path
+
+
+def test_environment_wins_over_the_file_and_set_wins_over_both(tmp_path):
+    path = written(tmp_path, {"optim": {"lr": 0.1, "momentum": 0.1, "epochs": 1}})
+    environment = {"DDP__OPTIM__LR": "0.2", "DDP__OPTIM__MOMENTUM": "0.2", "UNRELATED": "x"}
+    optim = load(path, ["optim.lr=0.3"], environment).optim
+    assert (optim.lr, optim.momentum, optim.epochs) == (0.3, 0.2, 1)
+
+
+def test_the_last_of_two_settings_of_one_key_wins():
+    assert load(None, ["optim.lr=0.3", "optim.lr=0.4"]).optim.lr == 0.4
+
+
+@pytest.mark.parametrize("name", ["run.json", "run.yaml", "run.yml"])
+def test_the_same_document_means_the_same_in_json_and_in_yaml(tmp_path, name):
+    document = {"distributed": {"nodes": 2}, "data": {"global_batch": 64, "flip": False}, "checkpoint": {"every_seconds": None, "every_steps": 5}}
+    assert load(written(tmp_path, document, name)) == RunConfig.model_validate(document)
+
+
+def test_an_empty_yaml_file_means_all_defaults(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("# nothing yet\n", encoding="utf-8")
+    assert load(path) == load(None) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("8", 8.0), ("1e-3", 0.001), ("1E-3", 0.001), (".5", 0.5), ("0.25", 0.25)],
+)
+def test_numbers_on_the_command_line_are_read_as_people_write_them(text, value):
+    assert load(None, [f"optim.lr={text}"]).optim.lr == value
+
+
+def test_booleans_null_and_text_are_told_apart():
+    config = load(None, ["data.flip=false", "checkpoint.every_seconds=null", "checkpoint.every_steps=3", "data.source=/a/b=c"])
+    assert config.data.flip is False
+    assert config.checkpoint.every_seconds is None
+    assert config.data.source == "/a/b=c"
+
+
+def test_a_number_in_quotes_is_text():
+    # a run directory may be called 2024
+    assert load(None, ['run.name="2024"', "data.source='7'"]).run.name == "2024"
+
+
+def test_text_that_yaml_cannot_read_is_taken_as_it_stands():
+    assert load(None, ["data.source=[unclosed"]).data.source == "[unclosed"
+
+
+def test_the_options_of_a_users_task_are_free():
+    config = load(None, ["task.name=my.module:Task", "task.options.depth=3"])
+    assert config.task.options == {"depth": 3}
+
+
+# --- mistakes ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["optim.lrr=0.1"], ["'optim.lrr'", "lr", "momentum", "weight_decay"]),
+        (["optimizer.lr=0.1"], ["'optimizer'", "optim", "data", "slurm"]),
+    ],
+)
+def test_an_unknown_key_is_refused_and_the_known_ones_are_named(settings, words):
+    with pytest.raises(ConfigError, match="unknown key") as error:
+        load(None, settings)
+    assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("optim.lr=fast", ["optim.lr", "number", "'fast'"]),
+        ("distributed.nodes=0", ["distributed.nodes", "1", "(got 0)"]),
+        ("distributed.nodes=2.5", ["distributed.nodes", "integer"]),
+        ("checkpoint.keep=1", ["checkpoint.keep", "2"]),
+        ("distributed.backend=mpi", ["distributed.backend", "'nccl'", "'gloo'", "'mpi'"]),
+        ("run.name=Not A Name", ["run.name", "Not A Name"]),
+        ("run.name=../up", ["run.name"]),
+        ("telemetry.port=70000", ["telemetry.port", "65535"]),
+        ("optim.epochs=.inf", ["optim.epochs", "finite"]),
+        ("distributed.peer_timeout_seconds=.inf", ["distributed.peer_timeout_seconds", "finite"]),
+        ("optim.lr=NaN", ["optim.lr", "finite"]),
+        ("optim=3", ["optim"]),
+    ],
+)
+def test_a_wrong_value_is_reported_with_its_key_the_reason_and_what_was_given(setting, words):
+    with pytest.raises(ConfigError) as error:
+        load(None, [setting])
+    assert all(word in str(error.value) for word in words)
+    assert "\n" not in str(error.value)
+
+
+def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path):
+    path = written(tmp_path, {"optim": {"lr": -1, "nope": 1}, "data": {"global_batch": "many"}})
+    with pytest.raises(ConfigError) as error:
+        load(path)
+    assert all(word in str(error.value) for word in (str(path), "optim.lr", "'optim.nope'", "data.global_batch"))
+
+
+@pytest.mark.parametrize("setting", ["optim.lr", "=0.1", " =0.1"])
+def test_a_setting_without_key_or_value_shows_the_right_form(setting):
+    with pytest.raises(ConfigError, match=r"key\.path=value"):
+        load(None, [setting])
+
+
+def test_nothing_can_be_set_below_a_value():
+    with pytest.raises(ConfigError, match="'lr' is a value, not a section"):
+        load(None, ["optim.lr=0.1", "optim.lr.peak=0.2"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("run.json", b"{", "is not valid JSON"),
+        ("run.yaml", b"a: [", "is not valid YAML"),
+        ("run.json", b"[1, 2]", "holds a list, not a mapping"),
+        ("run.yaml", b"just words", "holds a str, not a mapping"),
+        ("run.json", b"\xff\xfe{\x00}", "is not text in UTF-8"),
+        ("run.yaml", b"\xff\xfe\xff", "is not text in UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named(tmp_path, name, content, words):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=words) as error:
+        load(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*absent\.json: No such file"):
+        load(tmp_path / "absent.json")
+
+
+def test_a_folder_in_place_of_the_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load(tmp_path)
