@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+DDP = Path(sys.executable).with_name("ddp")
 PEERS = Path(__file__).resolve().parent / "peers"
 
 DEFAULT_LOADER = {"examples_imagenet": 4, "fabric": 0, "hf_accelerate": 0}
@@ -71,7 +72,7 @@ def ours(workload: Workload, run_dir: Path, extra: Sequence[str] = ()) -> Contes
         "optim.epochs": NEVER_STEPS,
         "precision.dtype": workload.precision,
         "precision.threads_per_rank": workload.threads,
-        "precision.compile": "on" if workload.compile else "off",
+        "precision.compile": '"on"' if workload.compile else '"off"',
         "checkpoint.every_seconds": "null",
         "checkpoint.every_steps": NEVER_STEPS,
         "distributed.device": workload.device,
@@ -81,7 +82,7 @@ def ours(workload: Workload, run_dir: Path, extra: Sequence[str] = ()) -> Contes
         "telemetry.eval_every_epochs": NEVER_STEPS,
     }
     pairs = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "ddp_trainer.cli", "local", "--workers", str(workload.world), "--run-dir", str(run_dir), *pairs]
+    command = [str(DDP), "local", "--workers", str(workload.world), "--run-dir", str(run_dir), *pairs]
     shown = "whole trainer: data, augmentation, metrics, telemetry" + (", compiled" if workload.compile else "")
     return Contestant("ours", shown, [*command, *extra], "--set task.options.control={port}", workload.world)
 

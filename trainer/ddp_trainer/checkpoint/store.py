@@ -102,13 +102,9 @@ class CheckpointStore:
             write_durably(work / manifests.MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
             _sync(work)
             final = self.folder(manifest.step)
-            if final.exists():  # the same step holds the same state: what verifies stays, so there is no moment without it
-                try:
-                    manifest = _trusted(final)
-                except BadCheckpointError as error:
-                    self._quarantine(final, str(error))
-            if final.exists():
+            if (already := self._already(final)) is not None:
                 shutil.rmtree(work)
+                manifest = already
             else:
                 work.rename(final)
             _sync(self.root)
@@ -149,6 +145,16 @@ class CheckpointStore:
                 yield step, _trusted(self.folder(step)), ""
             except BadCheckpointError as error:
                 yield step, None, str(error)
+
+    def _already(self, folder: Path) -> Manifest | None:
+        """A commit of this step from before a restart: it holds the same state, so it stays, and there is no moment without it."""
+        if not folder.exists():
+            return None
+        try:
+            return _trusted(folder)
+        except BadCheckpointError as error:
+            self._quarantine(folder, str(error))
+            return None
 
     def _quarantine(self, folder: Path, reason: str) -> None:
         home = self.root / QUARANTINE_NAME

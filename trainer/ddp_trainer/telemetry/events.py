@@ -17,7 +17,9 @@ from ddp_trainer.telemetry.jsonl import JsonLines, read_lines
 EVENTS_FILE = "events.jsonl"
 METRICS_FILE = "metrics.jsonl"
 
-EventKind = Literal["start", "form", "resume", "checkpoint", "evaluate", "fault", "restart", "stop", "finish", "quarantine", "note"]
+EventKind = Literal[
+    "start", "form", "resume", "first_step", "checkpoint", "evaluate", "fault", "restart", "stop", "finish", "quarantine", "note"
+]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ KINDS = (
     Kind("start", "the run was started, or started again, by a launcher", ("attempt", "nodes", "procs_per_node")),
     Kind("form", "all nodes met and a generation of ranks was formed", ("attempt", "generation", "world_size")),
     Kind("resume", "training goes on from a saved state", ("step", "source", "lost_steps", "attempt")),
+    Kind("first_step", "the first optimizer step after a start of the ranks is done", ("step", "attempt")),
     Kind("checkpoint", "a state became durable", ("step", "bytes", "stall_seconds", "persist_seconds", "verified", "attempt")),
     Kind("evaluate", "the test set was evaluated", ("step", "metrics", "seconds", "attempt")),
     Kind("fault", "a rank, an agent or a node was lost, or misbehaved", ("cause", "rank", "node", "exit", "step", "message")),

@@ -68,6 +68,7 @@ class Recorder:
         self._metrics = JsonLines(run_dir / METRICS_FILE) if run_dir else None
         self._tensorboard = TensorBoard(run_dir / "tensorboard") if run_dir and config.telemetry.tensorboard else None
         self._step = 0
+        self._has_stepped = False
         self._phase: Phase = "starting"
         self._facts: dict[str, Any] = {
             "run": config.run.name,
@@ -116,6 +117,9 @@ class Recorder:
             self._enter("training", now)
             self._facts.update(note="", note_done=0, note_total=0)
             self._published = float("-inf")
+        if not self._has_stepped:
+            self._has_stepped = True
+            self._event("first_step", step=step, attempt=self._attempt)
         self._step = step
         self._pace.stepped(now)
         facts = self._facts
