@@ -48,13 +48,17 @@ def main() -> int:
     cores = len(os.sched_getaffinity(0))
     workload = Workload(batch=flags.batch, model=flags.model, stem=flags.stem, precision=flags.precision)
     print(machine())
-    print(f"{flags.model}, {flags.stem} stem, 32 x 32 pixels, {flags.precision}, batch {flags.batch} per rank; n = {rounds} turns of {flags.steps} steps each\n")
+    print(
+        f"{flags.model}, {flags.stem} stem, 32 x 32 pixels, {flags.precision}, batch {flags.batch} per rank; n = {rounds} turns of {flags.steps} steps each\n"
+    )
     try:
         if flags.compile:
             return compare_compiled(replace(workload, threads=cores, compile=True), rounds, flags.steps)
         rows = []
         for world in flags.worlds or ((1,) if flags.quick else (1, 2)):
-            rows += compare(replace(workload, world=world, threads=max(1, cores // world)), rounds, flags.steps, quick=flags.quick, only=flags.only)
+            rows += compare(
+                replace(workload, world=world, threads=max(1, cores // world)), rounds, flags.steps, quick=flags.quick, only=flags.only
+            )
     except ContestError as error:
         print(f"throughput: {error}", file=sys.stderr)
         return 1
@@ -77,7 +81,9 @@ def compare(workload: Workload, rounds: int, steps: int, *, quick: bool, only: S
     return [row(contestant, workload, seen[i], seen[0]) for i, contestant in enumerate(field)]
 
 
-def start(stack: contextlib.ExitStack, contestant: Contestant, workload: Workload, log: Path, environment: dict[str, str] | None = None) -> Player:
+def start(
+    stack: contextlib.ExitStack, contestant: Contestant, workload: Workload, log: Path, environment: dict[str, str] | None = None
+) -> Player:
     """Enter a contestant and let it warm up."""
     player = stack.enter_context(entered(contestant, workload.threads, log, environment))
     player.burst(workload.warmup, 1)
@@ -91,7 +97,16 @@ def row(contestant: Contestant, workload: Workload, mine: Sequence[Burst], limit
     ratio = paired_ratio(rates, [burst.samples_per_second for burst in limit])
     shares = [burst.processor_share for burst in mine]
     memory = mebibytes(max(burst.peak_rss_bytes for burst in mine))
-    return [contestant.name, str(workload.world), contestant.settings, middle(rates), spread(rates), f"{ratio:.3f}", memory, middle(shares, 2)]
+    return [
+        contestant.name,
+        str(workload.world),
+        contestant.settings,
+        middle(rates),
+        spread(rates),
+        f"{ratio:.3f}",
+        memory,
+        middle(shares, 2),
+    ]
 
 
 def compare_compiled(workload: Workload, rounds: int, steps: int) -> int:
@@ -103,7 +118,11 @@ def compare_compiled(workload: Workload, rounds: int, steps: int) -> int:
         cache = ["--set", f"precision.compile_cache_dir={scratch}/cache"]
         limit = bare(workload)
         players, starts = [], []
-        for contestant, name in ((limit, "limit"), (ours(workload, Path(scratch, "cold"), cache), "cold"), (ours(workload, Path(scratch, "warm"), cache), "warm")):
+        for contestant, name in (
+            (limit, "limit"),
+            (ours(workload, Path(scratch, "cold"), cache), "cold"),
+            (ours(workload, Path(scratch, "warm"), cache), "warm"),
+        ):
             began = time.monotonic()
             # the limit has a cache of its own, and nobody profits from what earlier runs of this benchmark left behind
             environment = {"TORCHINDUCTOR_CACHE_DIR": f"{scratch}/cache-{name}"} if name == "limit" else None

@@ -109,7 +109,11 @@ def schema() -> str:
 def _slim(node: Any) -> Any:
     """Without titles and defaults, which say nothing new here."""
     if isinstance(node, dict):
-        return {key: _slim(value) for key, value in node.items() if key not in {"title", "default"} or isinstance(value, dict) and "type" in value}
+        return {
+            key: _slim(value)
+            for key, value in node.items()
+            if key not in {"title", "default"} or (isinstance(value, dict) and "type" in value)
+        }
     return [_slim(item) for item in node] if isinstance(node, list) else node
 
 
@@ -158,13 +162,17 @@ def render(*arguments: str) -> dict[str, str]:
     for part in re.split(r"^---\n", done.stdout, flags=re.MULTILINE)[1:]:
         source = re.match(r"# Source: [^/]+/templates/(.*)\n", part)
         assert source, part
-        body = re.sub(r"^    (app.kubernetes.io/managed-by|helm.sh/chart|helm.sh/resource-policy): .*\n", "", part[source.end() :], flags=re.MULTILINE)
+        body = re.sub(
+            r"^    (app.kubernetes.io/managed-by|helm.sh/chart|helm.sh/resource-policy): .*\n", "", part[source.end() :], flags=re.MULTILINE
+        )
         files[source[1]] = re.sub(r"^  namespace: default\n", "", body, flags=re.MULTILINE).rstrip() + "\n"
     return files
 
 
 def _kustomization(resources: list[str]) -> str:
-    return yaml.safe_dump({"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": resources}, sort_keys=False)
+    return yaml.safe_dump(
+        {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "resources": resources}, sort_keys=False
+    )
 
 
 if __name__ == "__main__":

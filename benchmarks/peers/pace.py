@@ -171,7 +171,9 @@ def parse(name: str) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="bf16 is autocast")
     parser.add_argument("--channels-last", action="store_true", help="memory layout of images and weights")
     parser.add_argument("--fused", action="store_true", help="SGD(fused=True)")
-    parser.add_argument("--ddp-knobs", action="store_true", help="gradients as views of buckets, static graph, no buffer broadcast per step")
+    parser.add_argument(
+        "--ddp-knobs", action="store_true", help="gradients as views of buckets, static graph, no buffer broadcast per step"
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--workers", type=int, default=4, help="data-loader processes per rank")
     parser.add_argument("--persistent", action="store_true", help="keep the data-loader processes from epoch to epoch")

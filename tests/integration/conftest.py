@@ -25,6 +25,7 @@ def run_command(argv):
     """The forked child's body."""
     from ddp_trainer.cli import main
 
+    sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
     sys.argv = ["ddp", *argv]
     main()
 
@@ -79,7 +80,10 @@ class Run:
 
     def trained_to(self, step, attempt=0):
         """Wait until a train line of `step` or later was written, by `attempt` or a later one."""
-        lines = lambda: [m for m in self.metrics if m["kind"] == "train" and m["step"] >= step and m.get("attempt", 0) >= attempt]  # noqa: E731
+
+        def lines():
+            return [m for m in self.metrics if m["kind"] == "train" and m["step"] >= step and m.get("attempt", 0) >= attempt]
+
         return self.until(lines, f"step {step}")[-1]
 
     def processes(self):
@@ -94,12 +98,6 @@ class Run:
     def pids(self, role):
         return [pid for pid, its in self.processes().items() if its == role]
 
-    def rank_pid(self, rank):
-        document = json.loads((self.run_dir / "progress.json").read_text())
-        by_environment = {environment(pid).get("RANK"): pid for pid in self.pids("rank")}
-        assert document["world_size"] == len(by_environment)
-        return by_environment[str(rank)]
-
 
 RUNS: dict[int, Run] = {}
 
@@ -111,15 +109,6 @@ def children(pid):
         return []
 
 
-def environment(pid):
-    """What the kernel shows is the environment of the first exec; a forked rank's own is asked of its arguments instead."""
-    try:
-        raw = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return {}
-    return dict(item.split("=", 1) for item in raw.decode(errors="replace").split("\0") if "=" in item)
-
-
 def is_alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -129,7 +118,9 @@ def is_alive(pid):
 
 @pytest.fixture(scope="session")
 def warm():
-    zygote = Zygote.fork(("torch.distributed", "torch.nn.parallel", "torchvision.models", "ddp_trainer.resilience.agent", "ddp_trainer.cli"))
+    zygote = Zygote.fork(
+        ("torch.distributed", "torch.nn.parallel", "torchvision.models", "ddp_trainer.resilience.agent", "ddp_trainer.cli")
+    )
     zygote.wait_ready()
     yield zygote
     zygote.close()

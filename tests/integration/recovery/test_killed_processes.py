@@ -10,7 +10,7 @@ STEPS = 14
 
 
 def final_state(run):
-    newest = sorted((run.run_dir / "checkpoints").glob("step-*"))[-1]
+    newest = max((run.run_dir / "checkpoints").glob("step-*"))
     assert newest.name == f"step-{STEPS:09d}"
     return load_file(newest / "state.safetensors")
 
@@ -99,8 +99,8 @@ def test_an_exception_in_the_users_code_ends_all_agents_with_1_and_the_same_root
         "            raise ZeroDivisionError('my own mistake')\n"
         "        return super().loss(outputs, targets)\n"
     )
-    run = ddp(*smoke, "--workers", 3, "--set", "data.micro_batches=3", "--set", "data.global_batch=48",
-              "--set", "task.name=faulty:Faulty", env={"PYTHONPATH": f"{tmp_path}:{os.path.dirname(__file__)}/.."})  # fmt: skip
+    sizes = ("--workers", 3, "--set", "data.micro_batches=3", "--set", "data.global_batch=48")
+    run = ddp(*smoke, *sizes, "--set", "task.name=faulty:Faulty", env={"PYTHONPATH": str(tmp_path)})
     assert run.wait() == 1, run.output
     words = run.words_of_agents()
     assert len(words) == 3

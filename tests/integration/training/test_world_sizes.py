@@ -24,9 +24,11 @@ def test_loss_falls_on_real_images_along_one_curve_whatever_the_world_size(ddp, 
 
 
 def test_two_agents_with_two_ranks_each_are_the_same_four_ranks(ddp, smoke, losses_by_world):
-    run = ddp(*smoke, "--workers", 2, "--set", "distributed.procs_per_node=2", "--set", "optim.max_steps=4", "--set", "optim.warmup_ratio=0")
-    other = ddp(*smoke, "--workers", 4, "--set", "optim.max_steps=4", "--set", "optim.warmup_ratio=0")
-    assert (run.wait(), other.wait()) == (0, 0), run.output + other.output
+    short = ("--set", "optim.max_steps=4", "--set", "optim.warmup_ratio=0")
+    run = ddp(*smoke, *short, "--workers", 2, "--set", "distributed.procs_per_node=2")
+    assert run.wait() == 0, run.output
+    other = ddp(*smoke, *short, "--workers", 4)
+    assert other.wait() == 0, other.output
     assert run.losses() == other.losses()  # the same world of four: bit for bit
 
 

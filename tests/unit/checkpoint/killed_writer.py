@@ -26,7 +26,21 @@ from ddp_trainer.checkpoint.store import CheckpointStore
 KEEP = 2
 SCENARIOS = {"next": ([1, 2], 3), "first": ([], 1), "again": ([1], 1)}
 """Steps that are there already, and the step that is committed."""
-OPERATIONS = {"open", "write", "flush", "fsync", "close", "rename", "replace", "mkdir", "rmdir", "unlink", "serialize_file", "listdir", "scandir"}
+OPERATIONS = {
+    "open",
+    "write",
+    "flush",
+    "fsync",
+    "close",
+    "rename",
+    "replace",
+    "mkdir",
+    "rmdir",
+    "unlink",
+    "serialize_file",
+    "listdir",
+    "scandir",
+}
 
 
 def kill_at(n: int, place: int) -> None:
@@ -63,7 +77,9 @@ def play(scenario: str, folder: Path) -> None:
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         killed = status == -signal.SIGKILL
-        print(json.dumps({"scenario": scenario, "place": os.pread(place, 200, 0).decode(), "killed": killed, "root": str(root)}), flush=True)
+        print(
+            json.dumps({"scenario": scenario, "place": os.pread(place, 200, 0).decode(), "killed": killed, "root": str(root)}), flush=True
+        )
         os.close(place)
         if not killed:
             return

@@ -34,7 +34,9 @@ def test_the_newest_complete_checkpoint_loads_wherever_the_writer_was_killed(end
     found = []
     for ending in killed:
         store = CheckpointStore(Path(ending["root"]), keep=2)
-        assert all(manifest for _, manifest, _ in store.verified()), f"killed before {ending['place']}: a folder with a step's name is incomplete"
+        assert all(manifest for _, manifest, _ in store.verified()), (
+            f"killed before {ending['place']}: a folder with a step's name is incomplete"
+        )
         store.prepare()
         loaded = store.load_newest()
         step = None if loaded is None else loaded.manifest.step

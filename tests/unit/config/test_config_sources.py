@@ -30,7 +30,11 @@ def test_the_last_of_two_settings_of_one_key_wins():
 
 @pytest.mark.parametrize("name", ["run.json", "run.yaml", "run.yml"])
 def test_the_same_document_means_the_same_in_json_and_in_yaml(tmp_path, name):
-    document = {"distributed": {"nodes": 2}, "data": {"global_batch": 64, "flip": False}, "checkpoint": {"every_seconds": None, "every_steps": 5}}
+    document = {
+        "distributed": {"nodes": 2},
+        "data": {"global_batch": 64, "flip": False},
+        "checkpoint": {"every_seconds": None, "every_steps": 5},
+    }
     assert load(written(tmp_path, document, name)) == RunConfig.model_validate(document)
 
 

@@ -43,7 +43,9 @@ def test_every_exit_of_the_module_stands_in_the_table():
     assert {value for value in vars(errors).values() if isinstance(value, errors.Exit)} == set(EXITS)
 
 
-@pytest.mark.parametrize("leaf", [v for v in vars(errors).values() if isinstance(v, type) and issubclass(v, DdpError) and v is not DdpError])
+@pytest.mark.parametrize(
+    "leaf", [v for v in vars(errors).values() if isinstance(v, type) and issubclass(v, DdpError) and v is not DdpError]
+)
 def test_every_error_carries_an_exit_and_says_what_it_is(leaf):
     assert leaf.exit in EXITS
     assert leaf.exit.code != 0

@@ -31,7 +31,7 @@ def build_resnet(name: str, stem: Literal["imagenet", "cifar"], classes: int) ->
     names = resnet_names()
     if name not in names:
         raise ConfigError(f"model.name is {name!r}; known are {', '.join(names)}, or write a task of your own (docs/your-own-model.md)")
-    model: nn.Module = models.get_model(name, weights=None, num_classes=classes)
+    model: nn.Module = models.get_model(name, weights=None, num_classes=classes, zero_init_residual=True)
     if stem == "cifar":
         first = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")  # as torchvision initialises the one it replaces

@@ -224,7 +224,7 @@ class Recorder:
         facts["updated_at"] = now
         self._page.write(self._slot, finite(facts))
 
-    def _event(self, kind: Literal["resume", "evaluate", "checkpoint", "finish"], **fields: Any) -> None:
+    def _event(self, kind: Literal["resume", "first_step", "evaluate", "checkpoint", "finish"], **fields: Any) -> None:
         if self._events:
             self._events.append(kind, **fields)
 

@@ -1,0 +1,83 @@
+"""One writer per run directory, whoever dies; and attempt numbers that only grow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ddp_trainer.checkpoint.lock import RunLock
+from ddp_trainer.errors import DataError, PeerLostError
+
+HOLDER = Path(__file__).with_name("lock_holder.py")
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A run directory locked by another process."""
+    holder = subprocess.Popen([sys.executable, HOLDER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    yield holder
+    holder.kill()
+    holder.communicate()
+
+
+def test_a_second_run_is_refused_or_waits_with_a_bound_and_gets_in_when_the_holder_is_killed(held, tmp_path):
+    # refused at once, with the holder's pid
+    with pytest.raises(DataError, match=rf"is in use by another run \(process {held.pid}\); wait for it, stop it, or give another --run-dir"):
+        RunLock.acquire(tmp_path, 0)
+    # where a wait is configured: with a bound, and an exit that is retried
+    with pytest.raises(PeerLostError, match=rf"still in use \(process {held.pid}\) after 0 s"):
+        RunLock.acquire(tmp_path, 0.3)
+    # SIGKILL of the holder lets a waiting one in
+    threading.Timer(0.3, held.kill).start()
+    lock = RunLock.acquire(tmp_path, 30)
+    assert held.wait(10) == -9
+    lock.release()
+
+
+def test_a_released_lock_is_free(tmp_path):
+    RunLock.acquire(tmp_path, 0).release()
+    RunLock.acquire(tmp_path, 0).release()
+
+
+def test_the_run_directory_is_made_if_it_is_not_there(tmp_path):
+    RunLock.acquire(tmp_path / "runs" / "new", 0).release()
+    assert (tmp_path / "runs" / "new").is_dir()
+
+
+def test_a_run_directory_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file/run cannot be written: .*; give another with --run-dir"):
+        RunLock.acquire(tmp_path / "file" / "run", 0)
+
+
+def test_attempts_strictly_increase_over_all_runs_of_the_directory(tmp_path):
+    drawn = []
+    for _ in range(3):
+        lock = RunLock.acquire(tmp_path, 0)
+        drawn += [lock.next_attempt(), lock.next_attempt()]
+        lock.release()
+    assert drawn == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("content", ["", "x", "7 7"])
+def test_a_damaged_counter_starts_again_above_every_attempt_that_left_a_checkpoint(tmp_path, save, content):
+    from ddp_trainer.checkpoint.store import CheckpointStore
+
+    save(CheckpointStore(tmp_path / "checkpoints"), 1)  # by attempt 1
+    (tmp_path / "attempt").write_text(content)
+    lock = RunLock.acquire(tmp_path, 0)
+    assert lock.next_attempt() == 2
+    lock.release()
+
+
+def test_a_counter_that_cannot_be_written_is_one_sentence(tmp_path):
+    lock = RunLock.acquire(tmp_path, 0)
+    (tmp_path / "attempt").mkdir()
+    with pytest.raises(DataError, match=r"attempt cannot be written: .*; free space"):
+        lock.next_attempt()
+    lock.release()
