@@ -67,13 +67,11 @@ class Player:
         Raises:
             ContestError: one of them did not, within `BURST_SECONDS`.
         """
-        answers = []
         try:
             for lines in self._ranks:
                 lines.write(json.dumps({"lead": lead, "steps": steps}) + "\n")
                 lines.flush()
-            for lines in self._ranks:
-                answers.append(json.loads(lines.readline()))
+            answers = [json.loads(lines.readline()) for lines in self._ranks]
         except (OSError, ValueError) as error:
             raise ContestError(f"{self.contestant.name} stopped in a burst ({error}); its log ends:\n{_tail(self._log)}") from None
         return Burst(

@@ -49,7 +49,8 @@ def main() -> int:
     workload = Workload(batch=flags.batch, model=flags.model, stem=flags.stem, precision=flags.precision)
     print(machine())
     print(
-        f"{flags.model}, {flags.stem} stem, 32 x 32 pixels, {flags.precision}, batch {flags.batch} per rank; n = {rounds} turns of {flags.steps} steps each\n"
+        f"{flags.model}, {flags.stem} stem, 32 x 32 pixels, {flags.precision}, batch {flags.batch} per rank; "
+        f"n = {rounds} turns of {flags.steps} steps each\n"
     )
     try:
         if flags.compile:

@@ -34,8 +34,8 @@ class Section(BaseModel):
 class RunSection(Section):
     """Which run this is, and where its directory lies."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")] = "run"
-    """The run's name: a folder below `root`, and on Kubernetes the release's name. Lower case, digits, '-' and '.'."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_])?$")] = "run"
+    """The run's name: a folder below `root`, and on Kubernetes the release's name. Letters, digits, '_', '-' and '.'."""
     root: str = "runs"
     """Where run directories live; on a cluster the checkpoint volume's mount point."""
     seed: NonNegative = 0

@@ -1,9 +1,9 @@
 """What a user can get wrong ends with its exit code and one sentence: what is wrong, where, what to do. Never a stack trace."""
 
-import os
 import shutil
 import socket
 import tarfile
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
@@ -48,7 +48,7 @@ def tree(tmp_path):
     seen = {}
     with tarfile.open(SAMPLE) as tar:
         for member in tar:
-            folder = os.path.dirname(member.name)
+            folder = Path(member.name).parent
             if member.isfile() and seen.setdefault(folder, 0) < 2:
                 seen[folder] += 1
                 tar.extract(member, tmp_path / "tree", filter="data")

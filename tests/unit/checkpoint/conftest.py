@@ -1,36 +1,13 @@
-"""Small real checkpoints: two tensors and a complete manifest."""
+"""A store in a temporary folder, and what is put in and looked for there."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from small_checkpoints import manifest_of, tensors_of
 
-from ddp_trainer.checkpoint.manifest import FileEntry, Manifest
+from ddp_trainer.checkpoint.manifest import Manifest
 from ddp_trainer.checkpoint.store import CheckpointStore
-
-
-def tensors_of(step: int) -> dict[str, torch.Tensor]:
-    return {"model.weight": torch.full((3, 4), float(step)), "model.count": torch.tensor(step)}
-
-
-def manifest_of(step: int, files: dict[str, FileEntry]) -> Manifest:
-    return Manifest(
-        step=step,
-        epoch=step // 10,
-        sample_offset=step % 10,
-        global_batch=8,
-        micro_batches=4,
-        world_size=2,
-        seed=0,
-        config_hash="c" * 16,
-        identity={"seed": 0, "optim": {"lr": 0.1}},
-        data_fingerprint="d" * 16,
-        attempt=1,
-        saved_at=1.0,
-        wall_seconds=2.0,
-        libraries={"torch": "2"},
-        files=files,
-    )
 
 
 @pytest.fixture

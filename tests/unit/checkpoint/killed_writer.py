@@ -18,8 +18,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from conftest import manifest_of, tensors_of
 from safetensors import torch as saved_tensors
+from small_checkpoints import manifest_of, tensors_of
 
 from ddp_trainer.checkpoint.store import CheckpointStore
 

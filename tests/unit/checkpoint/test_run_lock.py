@@ -27,7 +27,8 @@ def held(tmp_path):
 
 def test_a_second_run_is_refused_or_waits_with_a_bound_and_gets_in_when_the_holder_is_killed(held, tmp_path):
     # refused at once, with the holder's pid
-    with pytest.raises(DataError, match=rf"is in use by another run \(process {held.pid}\); wait for it, stop it, or give another --run-dir"):
+    sentence = rf"is in use by another run \(process {held.pid}\); wait for it, stop it, or give another --run-dir"
+    with pytest.raises(DataError, match=sentence):
         RunLock.acquire(tmp_path, 0)
     # where a wait is configured: with a bound, and an exit that is retried
     with pytest.raises(PeerLostError, match=rf"still in use \(process {held.pid}\) after 0 s"):
@@ -64,14 +65,13 @@ def test_attempts_strictly_increase_over_all_runs_of_the_directory(tmp_path):
     assert drawn == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("content", ["", "x", "7 7"])
-def test_a_damaged_counter_starts_again_above_every_attempt_that_left_a_checkpoint(tmp_path, save, content):
-    from ddp_trainer.checkpoint.store import CheckpointStore
-
-    save(CheckpointStore(tmp_path / "checkpoints"), 1)  # by attempt 1
-    (tmp_path / "attempt").write_text(content)
+@pytest.mark.parametrize("content", [b"", b"x", b"7 7", b"\xff"])
+def test_a_damaged_counter_is_one_sentence_and_never_begins_again_at_one(tmp_path, content):
+    (tmp_path / "attempt").write_bytes(content)
     lock = RunLock.acquire(tmp_path, 0)
-    assert lock.next_attempt() == 2
+    with pytest.raises(DataError, match=r"attempt holds no number; write one into it"):
+        lock.next_attempt()
+    assert (tmp_path / "attempt").read_bytes() == content
     lock.release()
 
 

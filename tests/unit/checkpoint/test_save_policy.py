@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_checkpoints import manifest_of
 
 from ddp_trainer.checkpoint.saver import Saver
 from ddp_trainer.checkpoint.schedule import Due
@@ -92,15 +93,8 @@ def bench(store):
     return Bench(store)
 
 
-@pytest.fixture
-def describe():
-    from conftest import manifest_of
-
-    return manifest_of
-
-
-def test_offers_become_checkpoints_exactly_when_they_are_due(bench, describe):
-    saver = bench.saver(describe, due(every_seconds=10, total=6))
+def test_offers_become_checkpoints_exactly_when_they_are_due(bench):
+    saver = bench.saver(manifest_of, due(every_seconds=10, total=6))
     for step in range(1, 7):
         bench.now += 4.0
         saver.offer(step)
@@ -108,9 +102,9 @@ def test_offers_become_checkpoints_exactly_when_they_are_due(bench, describe):
     assert [entry for entry in bench.told if entry != "saving"] == [(3, 0.0), (6, 0.0)]
 
 
-def test_a_rank_without_a_store_saves_nothing(bench, describe):
+def test_a_rank_without_a_store_saves_nothing(bench):
     bench.store = None
-    bench.saver(describe, due(every_steps=1)).offer(1)
+    bench.saver(manifest_of, due(every_steps=1)).offer(1)
     assert bench.told == []
 
 
@@ -118,7 +112,7 @@ def refuse(step, files):
     raise OSError(28, "No space left on device")
 
 
-def test_a_full_disk_during_training_is_a_warning_and_is_tried_again_at_the_next_interval(bench, describe, caplog):
+def test_a_full_disk_during_training_is_a_warning_and_is_tried_again_at_the_next_interval(bench, caplog):
     saver = bench.saver(refuse, due(every_seconds=10))
     bench.now = 10.0
     with caplog.at_level(logging.WARNING):
@@ -128,7 +122,7 @@ def test_a_full_disk_during_training_is_a_warning_and_is_tried_again_at_the_next
     assert [record.message for record in caplog.records] == [caplog.messages[0]]
     assert "free space" in caplog.messages[0]
     assert caplog.messages[0].endswith("training goes on")
-    saver.describe = describe
+    saver.describe = manifest_of
     bench.now = 20.0
     saver.offer(7)
     assert bench.store.steps() == [7]

@@ -102,7 +102,7 @@ def test_a_full_disk_is_one_sentence_with_the_remedy_and_the_previous_checkpoint
     save(store, 1)
     big = {"model.weight": torch.zeros(1024, 128)}  # 512 KiB
     with pytest.raises(DataError, match=r"cannot be written below .*[Nn]o space left.*; free space or lower checkpoint\.keep") as error:
-        store.commit(big, lambda files: pytest.fail("there is nothing to describe"))
+        store.commit(big, lambda _: pytest.fail("there is nothing to describe"))
     assert "\n" not in str(error.value)
     assert names(store.root) == ["latest", "step-000000001"]
     assert holds(store.load_newest(), 1)

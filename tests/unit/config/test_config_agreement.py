@@ -125,7 +125,7 @@ def test_a_checkpoint_is_refused_when_this_changes_and_the_key_is_named(key):
     assert changed.digest() != BASE.digest()
     (line,) = differences(changed.identity(), BASE.identity())
     assert line.startswith("seed: " if key == "run.seed" else key)
-    assert line.endswith(f"-> {json.dumps(list(BOUND[key].values())[0] if isinstance(BOUND[key], dict) else BOUND[key])}")
+    assert line.endswith(f"-> {json.dumps(next(iter(BOUND[key].values())) if isinstance(BOUND[key], dict) else BOUND[key])}")
 
 
 def test_the_world_may_change_only_while_the_micro_batches_stay():

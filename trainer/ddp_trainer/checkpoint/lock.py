@@ -47,12 +47,20 @@ class RunLock:
         return cls(descriptor, run_dir / "attempt")
 
     def next_attempt(self) -> int:
-        """Draw a number higher than any before it in this run; durable before it is used. Every start of the ranks gets one."""
+        """Draw a number higher than any before it in this run; durable before it is used. Every start of the ranks gets one.
+
+        Raises:
+            DataError: the counter is damaged, or cannot be written.
+        """
         try:
-            attempt = int(self._counter.read_text()) + 1
-        except (OSError, ValueError):
-            attempt = 1
-        write_durably(self._counter, f"{attempt}\n".encode())
+            attempt = int(self._counter.read_text()) + 1 if self._counter.exists() else 1
+            write_durably(self._counter, f"{attempt}\n".encode())
+        except OSError as error:
+            raise DataError(f"{self._counter} cannot be written: {error.strerror}; free space, or check the volume") from None
+        except ValueError:
+            raise DataError(
+                f"{self._counter} holds no number; write one into it that is higher than every attempt in events.jsonl"
+            ) from None
         return attempt
 
     def release(self) -> None:

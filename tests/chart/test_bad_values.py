@@ -1,0 +1,68 @@
+"""A corpus of values that cannot work, each with the words that its refusal must hold."""
+
+import pytest
+from chart import HELMS, template
+
+SPREAD = [{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule"}]
+
+REFUSED_WITH_A_SENTENCE = {
+    "ranks that do not divide the global batch": (
+        {"replicas": 3},
+        "3 ranks (replicas 3 x 1 processes) cannot share 8 micro-batches equally",
+    ),
+    "a global batch that cannot be cut": ({"config": {"data": {"global_batch": 60}}}, "make it a multiple of 8"),
+    "nccl without GPUs": (
+        {"gpusPerReplica": 0, "config": {"distributed": {"backend": "nccl"}}},
+        "but gpusPerReplica is 0; set gpusPerReplica to at least 1",
+    ),
+    "cuda without GPUs": ({"gpusPerReplica": 0, "config": {"distributed": {"device": "cuda"}}}, "device to cpu and backend to gloo"),
+    "two nccl ranks on one GPU": ({"procsPerReplica": 2}, "nccl refuses two ranks on one GPU"),
+    "a node-bound claim in pods that must spread": (
+        {"topology": "workers", "topologySpreadConstraints": SPREAD},
+        "binds them all to one node",
+    ),
+    "the same by anti-affinity": ({"topology": "workers", "affinity": {"podAntiAffinity": {"x": []}}}, "binds them all to one node"),
+    "a one-pod claim in all pods": (
+        {"topology": "workers", "checkpoint": {"accessModes": ["ReadWriteOncePod"]}},
+        "can be mounted by one pod",
+    ),
+    "restricted with a master": ({"podSecurity": {"level": "restricted"}}, "set topology to workers"),
+    "two sources of data": ({"data": {"claim": "images", "download": True}}, "the data comes from one of them"),
+    "a data path without a claim": ({"data": {"path": "images"}}, "name the claim"),
+    "a preset that does not exist": ({"preset": "demos"}, 'preset "demos" does not exist; known are smoke, demo and cluster-16'),
+    "a node count in config": ({"config": {"distributed": {"nodes": 2}}}, "config.distributed.nodes is the chart's business: set replicas"),
+    "a run name in config": ({"config": {"run": {"name": "x"}}}, "the release's name is the run's name"),
+    "a run that saves nothing": ({"config": {"checkpoint": {"every_seconds": 0, "every_steps": None}}}, "every_seconds"),
+}
+REFUSED_BY_THE_SCHEMA = {
+    "an unknown key": ({"replica": 4}, "replica"),
+    "an unknown key below": ({"checkpoint": {"sise": "1Gi"}}, "sise"),
+    "an unknown key of the run's configuration": ({"config": {"optim": {"learning_rate": 1}}}, "learning_rate"),
+    "a word for a number": ({"replicas": "four"}, "replicas"),
+    "no pods at all": ({"replicas": 0}, "replicas"),
+    "negative GPUs": ({"gpusPerReplica": -1}, "gpusPerReplica"),
+    "an unknown topology": ({"topology": "ring"}, "topology"),
+    "a size without sense": ({"checkpoint": {"size": "big"}}, "size"),
+    "an access mode that does not exist": ({"checkpoint": {"accessModes": ["RWO"]}}, "accessModes"),
+    "root": ({"podSecurity": {"runAsUser": 0}}, "runAsUser"),
+    "a tag in the repository": ({"image": {"repository": "trainer:1"}}, "repository"),
+    "half a digest": ({"image": {"digest": "sha256:abc"}}, "digest"),
+    "a negative learning rate": ({"config": {"optim": {"lr": -1}}}, "lr"),
+    "one checkpoint only": ({"config": {"checkpoint": {"keep": 1}}}, "keep"),
+    "a grace period too short for a checkpoint": ({"job": {"terminationGracePeriodSeconds": 1}}, "terminationGracePeriodSeconds"),
+    "a path out of the claim": ({"data": {"claim": "images", "path": "../x"}}, "path"),
+    "a name too long": ({"fullnameOverride": "a" * 43}, "fullnameOverride"),
+}
+
+
+@pytest.mark.parametrize("helm", HELMS)
+@pytest.mark.parametrize("case", REFUSED_WITH_A_SENTENCE | REFUSED_BY_THE_SCHEMA)
+def test_is_refused_with_words_that_help(case, helm, tmp_path):
+    values, words = (REFUSED_WITH_A_SENTENCE | REFUSED_BY_THE_SCHEMA)[case]
+    render = template(tmp_path, values, helm=helm)
+    assert render.code != 0
+    assert words in render.error
+
+
+def test_a_release_name_that_is_too_long_is_refused_by_helm(tmp_path):
+    assert "53" in template(tmp_path, release="a" * 54).error

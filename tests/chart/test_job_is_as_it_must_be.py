@@ -1,0 +1,128 @@
+"""What the training operator, Kubernetes and the trainer need of the PyTorchJob, claim by claim."""
+
+import json
+
+import pytest
+from chart import CHART, template
+
+from ddp_trainer import config as configuration
+
+CPU = {"gpusPerReplica": 0}
+
+
+def pods(job):
+    return {role: spec["template"] for role, spec in job["spec"]["pytorchReplicaSpecs"].items()}
+
+
+def config(render):
+    return json.loads(render.one("ConfigMap")["data"]["config.json"])
+
+
+def container(template_):
+    return template_["spec"]["containers"][0]
+
+
+@pytest.mark.parametrize("preset", ["", "smoke", "demo", "cluster-16"])
+@pytest.mark.parametrize(("replicas", "gpus"), [(1, 0), (4, 0), (4, 1), (2, 4), (8, 1)])
+def test_every_preset_gives_a_configuration_that_the_trainer_takes(preset, replicas, gpus, tmp_path):
+    raw = config(template(tmp_path, {"preset": preset, "replicas": replicas, "gpusPerReplica": gpus}))
+    checked = configuration.validate(raw, "the chart's ConfigMap")
+    assert (checked.distributed.nodes, checked.world_size) == (replicas, replicas * max(1, gpus))
+    assert (checked.run.name, checked.telemetry.host) == ("ddp-demo", "0.0.0.0")
+
+
+def test_growing_keeps_the_runs_identity(tmp_path):
+    digests = set()
+    for replicas in (1, 2, 4, 8):
+        digests.add(configuration.validate(config(template(tmp_path, CPU | {"replicas": replicas})), "x").digest())
+    assert len(digests) == 1
+
+
+def test_the_users_config_wins_over_preset_and_chart_also_with_false_zero_and_null(tmp_path):
+    values = CPU | {"config": {"data": {"flip": False, "cutout": 0, "micro_batches": 4}, "optim": {"momentum": 0, "nesterov": False}}}
+    raw = config(template(tmp_path, values))
+    assert (raw["data"]["flip"], raw["data"]["cutout"], raw["data"]["micro_batches"]) == (False, 0, 4)
+    assert (raw["optim"]["momentum"], raw["optim"]["nesterov"]) == (0, False)
+
+
+def test_the_master_is_one_and_the_rest_are_workers(tmp_path):
+    job = template(tmp_path, {"replicas": 4}).one("PyTorchJob")
+    specs = job["spec"]["pytorchReplicaSpecs"]
+    assert {role: spec["replicas"] for role, spec in specs.items()} == {"Master": 1, "Worker": 3}
+    assert {spec["restartPolicy"] for spec in specs.values()} == {"ExitCode"}
+    assert job["spec"]["runPolicy"] == {"cleanPodPolicy": "Running"}
+
+
+def test_one_replica_is_a_master_alone(tmp_path):
+    assert list(template(tmp_path, {"replicas": 1}).one("PyTorchJob")["spec"]["pytorchReplicaSpecs"]) == ["Master"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [({}, "1"), ({"gpusPerReplica": 4, "replicas": 2}, "4"), (CPU, "1"), (CPU | {"procsPerReplica": 2}, "2")]
+)
+def test_nproc_per_node_is_always_a_number(values, expected, tmp_path):
+    assert template(tmp_path, values).one("PyTorchJob")["spec"]["nprocPerNode"] == expected
+
+
+def test_only_the_master_mounts_the_claim(tmp_path):
+    mounts = {}
+    for role, pod in pods(template(tmp_path, {}).one("PyTorchJob")).items():
+        volume = next(volume for volume in pod["spec"]["volumes"] if volume["name"] == "checkpoints")
+        mounts[role] = "persistentVolumeClaim" in volume
+    assert mounts == {"Master": True, "Worker": False}
+
+
+def test_workers_alone_are_told_their_rank_and_the_first_ones_address(tmp_path):
+    render = template(tmp_path, CPU | {"topology": "workers"})
+    job = render.one("PyTorchJob")
+    worker = pods(job)["Worker"]
+    environment = {entry["name"]: entry for entry in container(worker)["env"]}
+    assert environment["PET_NODE_RANK"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.labels['training.kubeflow.org/replica-index']"
+    assert environment["MASTER_ADDR"]["value"] == f"{job['metadata']['name']}-worker-0"
+    assert worker["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+
+
+def test_a_claim_for_many_needs_no_common_node(tmp_path):
+    job = template(tmp_path, CPU | {"topology": "workers", "checkpoint": {"accessModes": ["ReadWriteMany"]}}).one("PyTorchJob")
+    assert "affinity" not in pods(job)["Worker"]["spec"]
+
+
+def test_there_is_a_liveness_probe_and_no_other(tmp_path):
+    for pod in pods(template(tmp_path, {}).one("PyTorchJob")).values():
+        assert container(pod)["livenessProbe"]["httpGet"]["path"] == "/healthz"
+        assert not {"readinessProbe", "startupProbe"} & set(container(pod))
+
+
+@pytest.mark.parametrize("topology", ["master", "workers"])
+def test_pods_keep_pod_security_restricted(topology, tmp_path):
+    for pod in pods(template(tmp_path, {"topology": topology}).one("PyTorchJob")).values():
+        spec, security = pod["spec"], container(pod)["securityContext"]
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert security == {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+        assert spec["automountServiceAccountToken"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+        kinds = {kind for volume in spec["volumes"] for kind in volume if kind != "name"}
+        assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim"}
+
+
+def test_gpus_are_a_limit_and_their_taint_is_tolerated(tmp_path):
+    pod = pods(template(tmp_path, {"gpusPerReplica": 2, "gpu": {"resourceName": "example.com/gpu"}}).one("PyTorchJob"))["Master"]
+    assert container(pod)["resources"]["limits"] == {"example.com/gpu": 2}
+    assert "example.com/gpu" in {toleration["key"] for toleration in pod["spec"]["tolerations"]}
+
+
+def test_a_claim_that_stays_says_so_to_helm_and_argo(tmp_path):
+    kept = template(tmp_path, {}).one("PersistentVolumeClaim")["metadata"]["annotations"]
+    assert kept["helm.sh/resource-policy"] == "keep"
+    assert "Prune=false" in kept["argocd.argoproj.io/sync-options"]
+    assert "annotations" not in template(tmp_path, {"checkpoint": {"keep": False}}).one("PersistentVolumeClaim")["metadata"]
+
+
+def test_nothing_is_rendered_without_the_job(tmp_path):
+    assert template(tmp_path, {"job": {"enabled": False}}).objects == []
+
+
+def test_presets_are_the_configs(tmp_path):
+    configs = {path.name: path.read_text() for path in (CHART.parent / "configs").glob("*.json")}
+    assert {path.name: path.read_text() for path in (CHART / "presets").glob("*.json")} == configs
