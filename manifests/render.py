@@ -74,7 +74,8 @@ def chart() -> dict[Path, str]:
 def values() -> Iterator[Value]:
     """The documented values, in the file's order: a key, and the `# --` comment above it (further comment lines go on with it)."""
     defaults = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
-    section, comment = "", []
+    section = ""
+    comment: list[str] = []
     for line in (CHART / "values.yaml").read_text(encoding="utf-8").splitlines():
         words = re.match(r"\s*# (-- )?(.*)", line)
         key = re.match(r"( *)([A-Za-z]+):", line)

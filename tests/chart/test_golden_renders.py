@@ -86,7 +86,7 @@ def test_the_real_crd_would_notice_a_wrong_field(job_schema, tmp_path):
 
 
 def closed(node):
-    """The schema with unknown keys refused, as the API server prunes them; and Kubernetes' own int-or-string said in JSON schema's words."""
+    """The schema with unknown keys refused, as the API server prunes them; Kubernetes' own int-or-string said in JSON schema's words."""
     if isinstance(node, list):
         return [closed(item) for item in node]
     if not isinstance(node, dict):

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from cluster import KILL_RANK, MOUNT, ROOT, CaseError, Release, run, until
+from cluster import CONTEXT, IMAGE, KILL_RANK, ROOT, CaseError, Release, run, until
 
 VALUES = str(ROOT / "tests/e2e/training.yaml")
 FIRST_STEP_SECONDS, WORKER_SECONDS, MASTER_SECONDS, RANK_SECONDS = 20.0, 12.0, 15.0, 5.0
 """Targets, with the image present on the node, on a machine with nothing else to do."""
+EVENT_SECONDS = 60.0
+GPUS_WANTED = 4
+OWN_MODEL = """from torch import nn
+from ddp_trainer.tasks.cifar10 import Cifar10
+
+class Small(Cifar10):
+    def build_model(self) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 8 * 8, 10))
+"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `good` is None where something could only be observed."""
+    """A line of the table."""
 
     case: str
     expected: str
@@ -91,6 +102,7 @@ def upgrade(release: Release) -> Iterator[Row]:
 
 def _change(release: Release, case: str, world: int, change: Callable[[], str]) -> Row:
     durable = max(release.durable_steps())
+    release.exits.clear()
     started = time.time()
     change()
     seen = until(
@@ -102,7 +114,7 @@ def _change(release: Release, case: str, world: int, change: Callable[[], str]) 
     )
     resumed = [event for event in release.events() if event["kind"] == "resume" and event["time"] > started]
     mixed = {s.world_size for s in release.progress if s.time > seen.time} - {world}
-    said = f"resumed at {resumed[-1]['step'] if resumed else 'none'}, world size {seen.world_size}"
+    said = f"resumed at {resumed[-1]['step'] if resumed else 'none'}, world size {seen.world_size}; exit codes {release.exit_codes()}"
     return Row(
         case,
         f"resumes at >= {durable}, world size {world}",
@@ -164,7 +176,7 @@ def drain(release: Release) -> Iterator[Row]:
         run(
             "kubectl",
             "--context",
-            f"kind-{_cluster()}",
+            CONTEXT,
             "drain",
             node,
             "--ignore-daemonsets",
@@ -175,7 +187,7 @@ def drain(release: Release) -> Iterator[Row]:
         )
         seen = release.next_step(started, 180)
     finally:
-        run("kubectl", "--context", f"kind-{_cluster()}", "uncordon", node)
+        run("kubectl", "--context", CONTEXT, "uncordon", node)
     yield Row(
         f"drain {node}",
         "training goes on, no code 1",
@@ -203,15 +215,98 @@ def network(release: Release) -> Iterator[Row]:
     )
 
 
+def gpu(release: Release) -> Iterator[Row]:
+    """Real allocations by NVIDIA's plugin, over a mock driver, so pods compute on the CPU: 4 x 1 GPU, and 2 x 2 with 2 ranks each."""
+    free = run("kubectl", "--context", CONTEXT, "get", "nodes", "-o", "jsonpath={.items[*].status.allocatable['nvidia\\.com/gpu']}").split()
+    if sum(map(int, free)) < GPUS_WANTED:
+        offer = sum(map(int, free))
+        raise CaseError(f"the nodes offer {offer} nvidia.com/gpu, {GPUS_WANTED} are needed; run kind-up.sh with NVIDIA_PLUGIN_IMAGE")
+    on_cpu = ("--set", "config.distributed.device=cpu", "--set", "config.distributed.backend=gloo", "--set", "config.optim.max_steps=20")
+    yield from _install(release, *on_cpu, "--set", "replicas=4", "--set", "gpusPerReplica=1")
+    uuids = {name: _gpus_of(release, name) for name in (pod["metadata"]["name"] for pod in release.pods())}
+    distinct = {uuid for found in uuids.values() for uuid in found}
+    yield Row("4 pods x 1 GPU", "4 different GPUs", f"{len(distinct)} in {len(uuids)} pods", good=len(distinct) == len(uuids) == 4)
+    release.wait_condition("Succeeded")
+    release.do_helm(
+        "upgrade", "-f", VALUES, *on_cpu, "--set", "replicas=2", "--set", "gpusPerReplica=2", "--set", "config.optim.max_steps=40"
+    )
+    release.wait_condition("Succeeded")
+    yield Row("2 pods x 2 GPUs, 2 ranks each", "Succeeded", "Succeeded")
+    release.do_helm("upgrade", "-f", VALUES, *on_cpu, "--set", "replicas=8", "--set", "gpusPerReplica=1")
+    started = time.time()
+    said = until("an event that names the GPUs", 60, lambda: _warning(release, "Insufficient nvidia.com/gpu"))
+    yield Row("more GPUs than there are", "an event says it", said, time.time() - started)
+
+
+def _gpus_of(release: Release, pod: str) -> list[str]:
+    return release.kubectl("exec", pod, "-c", "pytorch", "--", "printenv", "NVIDIA_VISIBLE_DEVICES").strip().split(",")
+
+
+def model(release: Release) -> Iterator[Row]:
+    """A user's own model in an image of three lines."""
+    image, cluster = "ddp-e2e-mine:1", CONTEXT.removeprefix("kind-")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "mine.py").write_text(OWN_MODEL, encoding="utf-8")
+        Path(folder, "Dockerfile").write_text(f"FROM {IMAGE}\nCOPY mine.py /opt/mine/\nENV PYTHONPATH=/opt/mine\n", encoding="utf-8")
+        run("docker", "build", "-q", "-t", image, folder, timeout=120)
+    nodes = ",".join(name for name in run("kind", "get", "nodes", "--name", cluster).split() if "control-plane" not in name)
+    run("kind", "load", "docker-image", image, "--name", cluster, "--nodes", nodes, timeout=400)
+    mine = ("--set", "image.repository=ddp-e2e-mine", "--set-string", "image.tag=1", "--set", "config.task.name=mine:Small")
+    yield from _install(release, "--set", "replicas=2", *mine, "--set", "config.optim.max_steps=30")
+    release.wait_condition("Succeeded")
+    yield Row("a user's own model", "Succeeded", "Succeeded")
+
+
+def bad(release: Release) -> Iterator[Row]:
+    """What only a cluster can refuse says why within a minute, and what the chart can refuse never reaches it."""
+    wrong = {
+        "image that does not exist": (
+            ("--set", "image.tag=none"),
+            ("Failed to pull image", "ErrImagePull", "ErrImageNeverPull", "ImagePullBackOff"),
+        ),
+        "wrong storage class": (("--set", "checkpoint.storageClass=none"), ('storageclass.storage.k8s.io "none" not found',)),
+        "more CPU than there is": (("--set", "resources.requests.cpu=500"), ("Insufficient cpu",)),
+    }
+    for case, (arguments, words) in wrong.items():
+        started = time.time()
+        release.do_helm("install", "-f", VALUES, "--set", "replicas=2", "--set", "checkpoint.keep=false", *arguments)
+        said = until(
+            f"an event for: {case}", 90, lambda words=words: next((found for word in words if (found := _warning(release, word))), None)
+        )
+        yield Row(case, "an event within 60 s", said, time.time() - started, time.time() - started < EVENT_SECONDS)
+        release.do_helm("uninstall")
+        until("nothing left", 150, lambda: None if _left(release) else "nothing")
+        release.kubectl("delete", "events", "--all")
+    said = release.do_helm("install", "-f", VALUES, "--set", "replicas=3", check=False)
+    yield Row("replicas that do not fit", "refused at render", said.strip()[-160:].replace("\n", " "), good="cannot share" in said)
+
+
+def _warning(release: Release, words: str) -> str | None:
+    messages = [event["message"] for event in release.json("events", "--field-selector=type=Warning")]
+    return next((message[:140] for message in messages if words in message), None)
+
+
+def five(release: Release) -> Iterator[Row]:
+    """Five installs in a row, each trained to its end."""
+    for number in range(1, 6):
+        yield from _install(
+            release,
+            "--set",
+            "replicas=4",
+            "--set",
+            "checkpoint.keep=false",
+            "--set",
+            "config.optim.max_steps=10",
+            what=f"install {number} of 5",
+        )
+        release.wait_condition("Succeeded")
+        release.do_helm("uninstall")
+        until("nothing left", 150, lambda: None if _left(release) else "nothing")
+
+
 def _reaches(release: Release, address: str, port: int) -> bool:
     probe = f"import socket; socket.create_connection(('{address}', {port}), 2).close(); print('open')"
     return "open" in release.kubectl("exec", "reader", "--", "python", "-c", probe, check=False)
-
-
-def _cluster() -> str:
-    from cluster import CLUSTER
-
-    return CLUSTER
 
 
 # --- parts that several cases share --------------------------------------------------------------------------------------------------
@@ -274,5 +369,4 @@ def _left(release: Release) -> list[str]:
     return [name for name in names if name not in own]
 
 
-CASES = {case.__name__: case for case in (short, train, upgrade, restricted, helm3, manifests, drain, network)}
-__all__ = ["CASES", "MOUNT", "CaseError", "Row"]
+CASES = {case.__name__: case for case in (short, train, upgrade, restricted, helm3, manifests, drain, network, model, bad, gpu, five)}

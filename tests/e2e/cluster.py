@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -170,7 +171,7 @@ class Release:
 
     def _ended(self, line: str) -> None:
         words = line.split()
-        if len(words) == 3:  # noqa: PLR2004  # name, uid, exit code
+        if len(words) == 3:  # name, uid, exit code
             codes = self.exits.setdefault(f"{words[0]} {words[1]}", [])
             if int(words[2]) not in codes:
                 codes.append(int(words[2]))
@@ -196,11 +197,8 @@ class Release:
     def first_step(self, seconds: float = 120) -> float:
         """Wait until the run trains; gives the wall-clock time of the first step, by the master's own log."""
         job = self.job
-        first = (
-            "master"
-            if "master" in self.kubectl("get", "pytorchjob", job, "-o", "jsonpath={.spec.pytorchReplicaSpecs}").lower()
-            else "worker"
-        )
+        has_master = self.kubectl("get", "pytorchjob", job, "-o", "jsonpath={.spec.pytorchReplicaSpecs.Master.replicas}")
+        first = "master" if has_master else "worker"
 
         def look() -> float | None:
             for line in self.kubectl("logs", f"{job}-{first}-0", "-c", "pytorch", "--timestamps").splitlines():
@@ -243,6 +241,4 @@ class Release:
 
 
 def _unix(stamp: str) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(stamp[:26].rstrip("Z") + "+00:00").timestamp()
+    return datetime.fromisoformat(stamp[:26].rstrip("Z")).replace(tzinfo=UTC).timestamp()

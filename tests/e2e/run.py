@@ -1,4 +1,4 @@
-"""`python tests/e2e/run.py [--short | case ...]`: run the cases on the cluster of kind-up.sh and print one table. Exit code 1 if one is bad."""
+"""`python tests/e2e/run.py [--short | case ...]`: run cases on the cluster of kind-up.sh, print one table; exit code 1 if one is bad."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ MESSAGES = [
 ]
 
 
-@pytest.mark.parametrize("message", MESSAGES, ids=lambda text: f"{len(text)} of {ascii(text[:1])}")
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda text: f"{len(text)} of {text[:1]!a}")
 def test_a_fault_is_one_line_that_fits_and_keeps_the_beginning_of_its_message(message):
     fault = Fault("user_error", 10**6, 10**6, 255, 10**12, message)
     line = fault.to_json()
@@ -90,7 +90,7 @@ def test_what_fits_comes_back_as_it_was_and_nothing_is_ever_too_long(text, times
     assert read == fault or len(json.dumps(fault.message)) > MESSAGE_BYTES / 2
 
 
-@pytest.mark.parametrize("message", MESSAGES, ids=lambda text: f"{len(text)} of {ascii(text[:1])}")
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda text: f"{len(text)} of {text[:1]!a}")
 def test_last_words_with_more_in_them_stay_readable_json(message):
     words = {"cause": "user_error", "exit": 1, "step": 7, "durable_step": 5, "message": message}
     line = one_line(words)

@@ -142,9 +142,9 @@ def test_rank_0_writes_the_curves_and_the_diary(clock, tmp_path):
     assert train == {**expected, "samples_per_second": 128.0}
     assert (evaluation["kind"], evaluation["accuracy"], evaluation["seconds"]) == ("eval", 0.5, 2.0)
     events = read_events(tmp_path / "events.jsonl")
-    assert [event["kind"] for event in events] == ["resume", "evaluate", "checkpoint", "finish"]
+    assert [event["kind"] for event in events] == ["resume", "first_step", "evaluate", "checkpoint", "finish"]
     assert (events[0]["step"], events[0]["source"], events[0]["lost_steps"]) == (20, "disk", 5)
-    assert (events[3]["metrics"], events[3]["seconds"]) == ({"accuracy": 0.5}, 0.5)
+    assert (events[4]["metrics"], events[4]["seconds"]) == ({"accuracy": 0.5}, 0.5)
 
 
 def test_a_rank_without_run_directory_writes_no_file(clock, page, tmp_path):

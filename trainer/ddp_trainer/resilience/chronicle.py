@@ -22,6 +22,8 @@ from ddp_trainer.telemetry.progress import Ledger
 
 LEDGER_FILE = "ledger.json"
 PRODUCTIVE_PHASES = frozenset({"training", "evaluating", "saving"})
+NUMBERS = ("lost_steps", "productive_seconds", "wall_seconds", "reached_step", "standing_step", "durable_step")
+"""What is kept besides the restarts and the judge's record."""
 COUNTED_CAUSES = {"crash": "crash", "user_error": "crash", "hang": "hang", "preemption": "preemption"}
 """Under which restart counter a cause goes; any other is a lost peer."""
 
@@ -42,6 +44,8 @@ class Chronicle:
     wall_seconds: float = 0.0
     reached_step: int = 0
     """The last step that a rank of this node was seen to have done."""
+    standing_step: int = 0
+    """The last step done whose loss would still have to be counted: a second fault before the first new step loses nothing more."""
     durable_step: int = 0
     running: bool = False
     phase: Any = None
@@ -63,7 +67,7 @@ class Chronicle:
             record = raw["record"]
             self.record = Record(**{**record, "last_error": tuple(record["last_error"])})
             self.restarts.update(raw["restarts"])
-            for name in ("lost_steps", "productive_seconds", "wall_seconds", "reached_step", "durable_step"):
+            for name in NUMBERS:
                 setattr(self, name, raw[name])
             was_lost = bool(raw["running"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -71,6 +75,7 @@ class Chronicle:
         with contextlib.suppress(OSError, DdpError):  # newer than the ledger, which is written at starts and faults only
             seen = parse(self.path.with_name(PROGRESS_FILE).read_bytes())
             self.reached_step = max(self.reached_step, seen.step)
+            self.standing_step = max(self.standing_step, seen.step if seen.ranks else 0)
             self.durable_step = max(self.durable_step, seen.checkpoint.step if seen.checkpoint else 0)
         return was_lost
 
@@ -84,6 +89,7 @@ class Chronicle:
         if lead.get("phase") in PRODUCTIVE_PHASES:
             self.productive_seconds += passed
         self.reached_step = max(self.reached_step, int(lead.get("step") or 0))
+        self.standing_step = max(self.standing_step, int(lead.get("step") or 0))
         self._step_seconds = float(lead.get("step_seconds") or 0.0)
         saved = lead.get("checkpoint")
         if isinstance(saved, dict):
@@ -92,7 +98,8 @@ class Chronicle:
     def restarted(self, cause: str) -> int:
         """Count a restart after a fault; returns the steps that have to be done again."""
         self.restarts[COUNTED_CAUSES.get(cause, "peer_loss")] += 1
-        lost = max(0, self.reached_step - self.durable_step)
+        lost = max(0, self.standing_step - self.durable_step)
+        self.standing_step = min(self.standing_step, self.durable_step)
         self.lost_steps += lost
         self.productive_seconds = max(0.0, self.productive_seconds - lost * self._step_seconds)
         return lost
@@ -100,8 +107,7 @@ class Chronicle:
     def save(self) -> None:
         """Make it durable, on node 0."""
         if self.path is not None:
-            names = ("restarts", "lost_steps", "productive_seconds", "wall_seconds", "reached_step", "durable_step")
-            raw = {name: getattr(self, name) for name in names} | {"record": asdict(self.record), "running": self.running}
+            raw = {name: getattr(self, name) for name in ("restarts", *NUMBERS)} | {"record": asdict(self.record), "running": self.running}
             write_durably(self.path, json.dumps(raw).encode())
 
     def begin_attempt(self, attempt: int) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddp_trainer.config import RunConfig
 from ddp_trainer.errors import FINISHED, DdpError
+from ddp_trainer.resilience.fault import one_line
 from ddp_trainer.resilience.zygote import Zygote
 from ddp_trainer.telemetry.events import EVENTS_FILE, EventLog
 from ddp_trainer.telemetry.server import StatusServer
@@ -188,7 +189,7 @@ def _report(ending: Ending, me: Node, chronicle: Any, telemetry: Any, events: Ev
 
 def _leave_words(me: Node, words: Mapping[str, Any]) -> None:
     """One JSON line of at most 4 KiB, written in place."""
-    text = json.dumps(words)[:4096]
+    text = one_line({"message": "", **words})
     path = Path(me.ending) if me.ending else TERMINATION_LOG
     if me.ending is None and not path.exists():
         return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,8 +41,8 @@ class Fault:
         return f"{who}: {self.message}"
 
     def to_json(self) -> str:
-        """One line, at most `MESSAGE_BYTES`."""
-        return json.dumps(asdict(replace(self, message=self.message[:_TEXT_CHARS])))
+        """One line that fits into `MESSAGE_BYTES`; only the end of a long message is lost."""
+        return one_line(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
@@ -61,14 +62,29 @@ def of_death(code: int, note: Path, node: int, rank: int, step: int) -> Fault:
         step: the last step it was seen to have done.
     """
     if code < 0:
-        name = signal.Signals(-code).name
+        name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
         hint = "; likely out of memory, or killed by hand" if name == "SIGKILL" else ""
         return Fault("crash", node, rank, 128 - code, step, f"killed by {name}{hint}")
     try:
         raw = json.loads(note.read_text(encoding="utf-8"))
         return Fault(str(raw["cause"]), node, rank, code, step, str(raw["message"]))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return Fault("user_error", node, rank, code, step, f"ended with exit code {code} and left no message; see its log")
+
+
+def one_line(words: Mapping[str, Any]) -> str:
+    """Words with a `message` among them as one line of JSON, shorter than `MESSAGE_BYTES` and still JSON: the message gives way."""
+    line = json.dumps(words)
+    if len(line) < MESSAGE_BYTES:
+        return line
+    message, low, high = str(words["message"]), 0, len(str(words["message"]))
+    while low < high:  # a character takes 1 to 12 bytes in JSON, so the longest beginning that fits is searched
+        middle = (low + high + 1) // 2
+        if len(json.dumps({**words, "message": message[:middle]})) < MESSAGE_BYTES:
+            low = middle
+        else:
+            high = middle - 1
+    return json.dumps({**words, "message": message[:low]})
 
 
 def leave_note(note: Path, cause: str, message: str) -> None:
