@@ -17,11 +17,24 @@ test: $(READY) ## unit and integration tests, with real processes
 lint: $(READY) ## style, types, and the arrows between the parts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-bench: $(READY) ## speed beside the peers, one table each (about 40 minutes)
-	@VENV=$(VENV) benchmarks/run.sh
+bench: $(READY) ## samples per second beside the bare limit and three peers (about 25 minutes on 2 cores)
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet "lightning>=2.5" "accelerate>=1.2"
+	@$(BIN)/python benchmarks/throughput.py
 
-bench-gpu: $(READY) ## the same on a GPU; says so where there is none
-	@$(BIN)/python benchmarks/gpu.py
+images: ## the trainer's image; see docs/kubernetes.md
+	images/build.sh
+
+kind-up: images ## a local cluster with the training operator and the image
+	tests/e2e/kind-up.sh
+
+kind-down: ## and away with it
+	kind delete cluster --name ddp-e2e
+
+e2e: $(READY) ## install, kill, upgrade and uninstall on that cluster; prints one table
+	$(BIN)/python tests/e2e/run.py
+
+manifests: $(READY) ## everything generated from the chart and the schema
+	$(BIN)/python manifests/render.py
 
 clean: ## everything that these targets made
 	rm -rf $(VENV) runs build *.egg-info trainer/*.egg-info
@@ -29,5 +42,5 @@ clean: ## everything that these targets made
 $(READY): requirements/install.sh requirements/bootstrap.txt requirements/locked.txt pyproject.toml
 	@requirements/install.sh $(PYTHON) $(VENV) && touch $@
 
-.PHONY: help demo test lint bench bench-gpu clean
+.PHONY: help demo test lint bench images kind-up kind-down e2e manifests clean
 .DEFAULT_GOAL := help

@@ -1,119 +1,15 @@
-"""Real `ddp` processes for tests. Each is forked from one warm process, since importing torch costs more than most tests' work.
+"""Fixtures that start real `ddp` runs; see `runs`."""
 
-The forked child runs the same `main()` as the console script, with its own arguments and environment; `cold_ddp` starts the real script.
-"""
-
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from runs import PATIENCE_SECONDS, REPOSITORY, RUNS, Run
 
 from ddp_trainer.resilience.zygote import Zygote
-from ddp_trainer.telemetry.events import read_events, read_metrics
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-PATIENCE_SECONDS = 150.0
-
-
-def run_command(argv):
-    """The forked child's body."""
-    from ddp_trainer.cli import main
-
-    sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
-    sys.argv = ["ddp", *argv]
-    main()
-
-
-@dataclass
-class Run:
-    """One `ddp` process and its run directory."""
-
-    zygote: Zygote
-    pid: int
-    log: Path
-    run_dir: Path
-    code: int | None = None
-
-    def wait(self):
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while self.code is None:
-            assert time.monotonic() < deadline, f"still running after {PATIENCE_SECONDS} s:\n{self.output}"
-            for death in self.zygote.deaths(timeout_seconds=0.5):
-                RUNS[death.pid].code = death.code
-        return self.code
-
-    @property
-    def output(self):
-        return self.log.read_text() if self.log.exists() else ""
-
-    @property
-    def events(self):
-        return read_events(self.run_dir / "events.jsonl")
-
-    def of_kind(self, kind):
-        return [event for event in self.events if event["kind"] == kind]
-
-    @property
-    def metrics(self):
-        return read_metrics(self.run_dir / "metrics.jsonl")
-
-    def losses(self):
-        return [line["loss"] for line in self.metrics if line["kind"] == "train"]
-
-    def words_of_agents(self):
-        return [json.loads(path.read_text()) for path in sorted((self.run_dir / "logs").glob("agent-*.end.json"))]
-
-    def until(self, fact, what):
-        """Wait for a fact about the run, with a bound."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not (found := fact()):
-            assert time.monotonic() < deadline, f"no {what} within {PATIENCE_SECONDS} s:\n{self.output}"
-            assert self.code is None, f"ended before {what}:\n{self.output}"
-            time.sleep(0.02)
-        return found
-
-    def trained_to(self, step, attempt=0):
-        """Wait until a train line of `step` or later was written, by `attempt` or a later one."""
-
-        def lines():
-            return [m for m in self.metrics if m["kind"] == "train" and m["step"] >= step and m.get("attempt", 0) >= attempt]
-
-        return self.until(lines, f"step {step}")[-1]
-
-    def processes(self):
-        """pid -> role ("supervisor", "nursery", "agent", "zygote", "rank") of every living process of this run."""
-        roles = ("supervisor", "nursery", "agent", "zygote", "rank")
-        found, level = {self.pid: roles[0]}, [self.pid]
-        for role in roles[1:]:
-            level = [pid for parent in level for pid in children(parent)]
-            found.update(dict.fromkeys(level, role))
-        return found
-
-    def pids(self, role):
-        return [pid for pid, its in self.processes().items() if its == role]
-
-
-RUNS: dict[int, Run] = {}
-
-
-def children(pid):
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +40,7 @@ def ddp(warm, cache_dir, tmp_path):
         if argv[0] in {"local", "launch", "demo"}:
             arguments += ["--run-dir", str(home), "--set", f"data.cache_dir={cache_dir}"]
         full = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)]), **(env or {})}
-        pid = warm.spawn("conftest:run_command", {"argv": arguments}, full, log)
+        pid = warm.spawn("runs:run_command", {"argv": arguments}, full, log)
         run = Run(warm, pid, log, home)
         RUNS[pid] = run
         started.append(run)

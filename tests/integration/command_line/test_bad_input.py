@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from runs import REPOSITORY
 
 SAMPLE = REPOSITORY / "trainer" / "ddp_trainer" / "data" / "cifar10-sample.tar.gz"
 

@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from conftest import PATIENCE_SECONDS, is_alive
+from runs import PATIENCE_SECONDS, is_alive
 
 
 def all_gone(pids):

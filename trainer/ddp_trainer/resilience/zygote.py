@@ -54,7 +54,7 @@ class Zygote:
         self.pid = pid
         self._channel = channel
         self._deaths: deque[Death] = deque()
-        self._ready = False
+        self._ready: bool | str | None = None  # not heard of yet, ready, or why not
 
     @classmethod
     def fork(cls, preload: Sequence[str]) -> Zygote:
@@ -80,11 +80,10 @@ class Zygote:
         Raises:
             ZygoteError: naming the import that failed. A preload that fails in silence would only make every restart slow.
         """
-        if not self._ready:
-            reply = self._receive("ready")
-            if reply["ready"] is not True:
-                raise ZygoteError(f"the fork server cannot import what ranks need: {reply['ready']}")
-            self._ready = True
+        if self._ready is None:
+            self._ready = self._receive("ready")["ready"]
+        if self._ready is not True:
+            raise ZygoteError(f"the fork server cannot import what ranks need: {self._ready}")
 
     def spawn(self, target: str, arguments: Mapping[str, Any], environment: Mapping[str, str], log: Path | None = None) -> int:
         """Fork a child that runs `module:function(**arguments)` and exits with what it returns; gives its pid.
