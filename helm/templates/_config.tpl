@@ -15,6 +15,14 @@
 {{- if kindIs "invalid" .Values.procsPerReplica }}{{ max 1 (int .Values.gpusPerReplica) }}{{ else }}{{ int .Values.procsPerReplica }}{{ end -}}
 {{- end }}
 
+{{/* CPU threads of a rank: what the pod was promised. Ranks that each take all of a node's cores slow each other down many times over. */}}
+{{- define "ddp.threads" -}}
+{{- $resources := .Values.resources -}}
+{{- $cpu := default (dig "requests" "cpu" "1" $resources) (dig "limits" "cpu" "" $resources) | toString -}}
+{{- $whole := ternary (div (trimSuffix "m" $cpu | float64 | int) 1000) ($cpu | float64 | int) (hasSuffix "m" $cpu) -}}
+{{- max 1 (div $whole (include "ddp.procs" . | int)) -}}
+{{- end }}
+
 {{- define "ddp.preset" -}}
 {{- if .Values.preset -}}
 {{- $text := .Files.Get (printf "presets/%s.json" .Values.preset) -}}
@@ -37,6 +45,7 @@
   "data" (dict "micro_batches" (max 8 (int (default 1 $data.micro_batches))))
   "precision" (dict "compile_cache_dir" "/cache/compile")
   "fault_tolerance" (dict "lock_wait_seconds" (add 180 (int .Values.job.terminationGracePeriodSeconds))) -}}
+{{- if not $gpus }}{{ $_ := set $preferred.precision "threads_per_rank" (include "ddp.threads" . | int) }}{{ end -}}
 {{- if or .Values.data.claim .Values.data.download (not .Values.preset) }}{{ $_ := set $preferred.data "source" $source }}{{ end -}}
 {{- $_ := set $config "distributed" (omit (default dict $config.distributed) "nodes" "procs_per_node" "world_size") -}}
 {{- include "ddp.lay" (dict "base" $config "over" $preferred) -}}

@@ -45,6 +45,22 @@ def test_the_users_config_wins_over_preset_and_chart_also_with_false_zero_and_nu
     assert (raw["optim"]["momentum"], raw["optim"]["nesterov"]) == (0, False)
 
 
+@pytest.mark.parametrize(
+    ("resources", "procs", "threads"),
+    [
+        ({"requests": {"cpu": "250m"}}, 1, 1),
+        ({"requests": {"cpu": "8"}}, 1, 8),
+        ({"requests": {"cpu": 2}, "limits": {"cpu": 8}}, 2, 4),
+        ({"limits": {"cpu": "7500m"}}, 1, 7),
+        ({"limits": {"cpu": "2.5"}}, 1, 2),
+        ({"limits": {"memory": "1Gi"}, "requests": None}, 1, 1),
+    ],
+)
+def test_cpu_threads_are_what_the_pod_was_promised(resources, procs, threads, tmp_path):
+    values = CPU | {"resources": {"requests": {"cpu": None}, **resources}, "procsPerReplica": procs, "replicas": 1}
+    assert config(template(tmp_path, values))["precision"]["threads_per_rank"] == threads
+
+
 def test_the_master_is_one_and_the_rest_are_workers(tmp_path):
     job = template(tmp_path, {"replicas": 4}).one("PyTorchJob")
     specs = job["spec"]["pytorchReplicaSpecs"]

@@ -33,6 +33,8 @@ class Row:
     seen: str
     seconds: float | None = None
     good: bool = True
+    slow: bool = False
+    """Right, but not within its bound: a failure of the full form, only said by the short one, whose machine may be any."""
 
 
 def short(release: Release) -> Iterator[Row]:
@@ -158,10 +160,16 @@ def helm3(release: Release) -> Iterator[Row]:
 def manifests(release: Release) -> Iterator[Row]:
     """The plain YAML of manifests/, with kustomize."""
     yaml = run("kubectl", "kustomize", str(ROOT / "manifests/overlays/cpu"))
+    for long, short_ in (
+        ("resnet50", "resnet18"),
+        ('"epochs": 8', '"max_steps": 20'),
+        ('"port": 9400', '"port": 9400, "log_every_steps": 1'),
+    ):
+        yaml = yaml.replace(long, short_)  # the demo's own length is for a demo
     started = time.time()
     release.kubectl("apply", "-f", "-", stdin=yaml)
-    took = release.first_step() - started
-    yield Row("kubectl apply -k manifests/overlays/cpu", "trains", "trains", took)
+    release.wait_condition("Succeeded")
+    yield Row("kubectl apply -k manifests/overlays/cpu", "Succeeded", "Succeeded", time.time() - started)
 
 
 def drain(release: Release) -> Iterator[Row]:
@@ -317,7 +325,7 @@ def _install(release: Release, *arguments: str, what: str = "install -> first st
     release.do_helm("install", "-f", VALUES, *arguments)
     if trains:
         took = release.first_step() - started
-        yield Row(what, f"< {FIRST_STEP_SECONDS:.0f} s", "trains", took, took < FIRST_STEP_SECONDS)
+        yield Row(what, f"< {FIRST_STEP_SECONDS:.0f} s", "trains", took, slow=took >= FIRST_STEP_SECONDS)
 
 
 def _delete_pod(release: Release, which: str, bound: float) -> Row:
@@ -342,7 +350,7 @@ def _recovered(release: Release, case: str, started: float, step: int, bound: fl
     lost = max(0, step - resumed[-1]["step"]) if resumed else 0
     took = seen.time - started
     said = f"goes on at {seen.step}, {lost} steps lost; exit codes {release.exit_codes()}"
-    return Row(case, f"next step < {bound:.0f} s, no code 1", said, took, took < bound and _no_code_1(release))
+    return Row(case, f"next step < {bound:.0f} s, no code 1", said, took, _no_code_1(release), slow=took >= bound)
 
 
 def _no_code_1(release: Release) -> bool:

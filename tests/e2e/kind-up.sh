@@ -55,6 +55,12 @@ if [ -n "${NVIDIA_PLUGIN_IMAGE:-}" ]; then
   say "installing the NVIDIA device plugin over a mock driver"
   sed "s#@IMAGE@#$NVIDIA_PLUGIN_IMAGE#" "$here/nvidia-mock.yaml" | kubectl apply -f - >/dev/null
   kubectl -n kube-system rollout status daemonset/nvidia-device-plugin --timeout=120s >/dev/null
+  for _ in $(seq 60); do # the kubelet tells of them with its next status
+    gpus=$(kubectl get nodes -o jsonpath="{.items[*].status.allocatable['nvidia\.com/gpu']}")
+    [ "$(wc -w <<<"$gpus")" -lt "$(tr , ' ' <<<"$workers" | wc -w)" ] || break
+    sleep 1
+  done
+  say "nvidia.com/gpu on the nodes: ${gpus:-none}"
 elif command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
   say "a GPU is here: install the NVIDIA device plugin as docs/kubernetes.md says (the nodes need the container toolkit)"
 else

@@ -23,7 +23,7 @@ def main() -> int:
     for name in chosen:
         rows += _one(name, keep=arguments.keep)
     say("\n" + table(rows))
-    bad = sum(not row.good for row in rows)
+    bad = sum(not row.good or (row.slow and not arguments.short) for row in rows)
     say(f"{len(rows)} lines, {bad} not as expected")
     return int(bad > 0)
 
@@ -59,7 +59,7 @@ def table(rows: list[Row]) -> str:
 
 def _line(row: Row) -> str:
     seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
-    return f"| {row.case} | {row.expected} | {row.seen} | {seconds} | {'ok' if row.good else 'BAD'} |"
+    return f"| {row.case} | {row.expected} | {row.seen} | {seconds} | {'BAD' if not row.good else 'slow' if row.slow else 'ok'} |"
 
 
 def say(text: str) -> None:

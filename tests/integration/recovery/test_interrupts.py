@@ -29,11 +29,11 @@ def test_stopping_the_supervisor_leaves_no_process(ddp, smoke, signum, code):
 
 def test_an_interrupted_run_goes_on_where_it_was(ddp, smoke, tmp_path):
     home = tmp_path / "run"
-    run = ddp(*smoke, "--set", "optim.max_steps=8", run_dir=home)
+    run = ddp(*smoke, "--set", "optim.max_steps=14", run_dir=home)
     run.trained_to(5)
     run.until(lambda: run.of_kind("checkpoint"), "checkpoint")
     os.kill(run.pid, signal.SIGINT)
     assert run.wait() == 130
-    again = ddp(*smoke, "--set", "optim.max_steps=8", run_dir=home)
+    again = ddp(*smoke, "--set", "optim.max_steps=14", run_dir=home)
     assert again.wait() == 0, again.output
-    assert again.of_kind("resume")[0]["step"] == 5
+    assert again.of_kind("resume")[0]["step"] in {5, 10}
