@@ -3,16 +3,14 @@
 Starting a process and warming it up costs half a minute; a burst costs seconds. So everybody is started once, and a round in which each
 has one burst lasts less than the minute in which this machine changes its mind. The order rotates from round to round.
 
-Only processes that were started here are ever stopped.
+A contestant that fails ends the benchmark: a table with a row missing would be no comparison.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import selectors
-import signal
 import socket
 import subprocess
 import time
@@ -23,17 +21,12 @@ from typing import Any
 
 import psutil
 from contestants import PEERS, Contestant
+from processes import BenchmarkError, family, started, stop, tail
 
 START_SECONDS = 300.0
 """Bound of start, decoding and warm-up; compiling ResNet-50 takes a minute of it."""
-BURST_SECONDS = 300.0
-"""Bound of a burst: a hundred times what one takes."""
-STOP_SECONDS = 15.0
-LOG_TAIL_LINES = 15
-
-
-class ContestError(RuntimeError):
-    """A contestant did not start, or fell silent; with the end of its log."""
+BURST_SECONDS = 600.0
+"""Bound of a burst, the first one with its compilation included: ten times what that takes on two cores."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ class Player:
         """Let it run `lead` steps off the clock and `steps` on it; blocks until all ranks have answered.
 
         Raises:
-            ContestError: one of them did not, within `BURST_SECONDS`.
+            BenchmarkError: one of them did not, within `BURST_SECONDS`.
         """
         try:
             for lines in self._ranks:
@@ -73,7 +66,7 @@ class Player:
                 lines.flush()
             answers = [json.loads(lines.readline()) for lines in self._ranks]
         except (OSError, ValueError) as error:
-            raise ContestError(f"{self.contestant.name} stopped in a burst ({error}); its log ends:\n{_tail(self._log)}") from None
+            raise BenchmarkError(f"{self.contestant.name} stopped in a burst ({error}); its log ends:\n{tail(self._log)}") from None
         return Burst(
             samples_per_second=sum(a["samples_per_second"] for a in answers),
             peak_rss_bytes=max(a["peak_rss_bytes"] for a in answers),
@@ -85,24 +78,10 @@ class Player:
     def memory_bytes(self) -> int:
         """Of all its processes, shared pages divided among those that share them: ranks, agents, data loaders."""
         total = 0
-        for process in _family(self.process.pid):
+        for process in family(self.process.pid):
             with contextlib.suppress(psutil.Error):
                 total += process.memory_full_info().pss
         return total
-
-    def stop(self) -> None:
-        """End it and all that it started; blocks for `STOP_SECONDS` at most."""
-        family = _family(self.process.pid)
-        self.process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(STOP_SECONDS)
-        for lines in self._ranks:
-            with contextlib.suppress(OSError):
-                lines.close()
-        for process in family:
-            with contextlib.suppress(psutil.Error):  # psutil compares start times, so a number that was reused is left alone
-                process.kill()
-        self.process.wait()
 
 
 @contextlib.contextmanager
@@ -110,21 +89,23 @@ def entered(contestant: Contestant, threads: int, log: Path, environment: dict[s
     """Start a contestant, and stop it at the end of the block.
 
     Raises:
-        ContestError: it did not come up.
+        BenchmarkError: it did not come up.
     """
-    with socket.create_server(("127.0.0.1", 0)) as server, log.open("wb") as output:
+    variables = {"OMP_NUM_THREADS": str(threads), **(environment or {})}
+    with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         command = [*contestant.command, *contestant.port_flag.format(port=port).split()]
-        started = time.monotonic()
-        variables = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1", **(environment or {})}
-        process = subprocess.Popen(command, cwd=PEERS, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=variables)
-        player = Player(contestant, process, [], log, 0.0)
-        try:
+        began = time.monotonic()
+        with started(command, log, PEERS, variables) as process:
             ranks = _accept(server, contestant, process, log)
-            player = Player(contestant, process, ranks, log, time.monotonic() - started)
-            yield player
-        finally:
-            player.stop()
+            try:
+                yield Player(contestant, process, ranks, log, time.monotonic() - began)
+            finally:
+                # asked to stop while its ranks still wait for orders: a closed line would look like a fault to them
+                stop(process)
+                for lines in ranks:
+                    with contextlib.suppress(OSError):
+                        lines.close()
 
 
 def play(players: Sequence[Player], rounds: int, lead: int, steps: int) -> dict[int, list[Burst]]:
@@ -150,17 +131,5 @@ def _accept(server: socket.socket, contestant: Contestant, process: subprocess.P
                 ranks[-1].readline()  # the hello
             elif process.poll() is not None or time.monotonic() > deadline:
                 why = f"left with {process.returncode}" if process.returncode is not None else f"was not ready after {START_SECONDS:.0f} s"
-                raise ContestError(f"{contestant.name} ({contestant.settings}) {why}; its log ends:\n{_tail(log)}")
+                raise BenchmarkError(f"{contestant.name} ({contestant.settings}) {why}; its log ends:\n{tail(log)}")
     return ranks
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        parent = psutil.Process(pid)
-        return [parent, *parent.children(recursive=True)]
-    except psutil.Error:
-        return []
-
-
-def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:])

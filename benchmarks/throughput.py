@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from contest import Burst, ContestError, Player, entered, play
+from contest import Burst, Player, entered, play
 from contestants import Contestant, Workload, bare, ours, peers
+from processes import BenchmarkError, end_in_order_when_told
 from table import machine, mebibytes, middle, paired_ratio, print_table, spread
 
 LEAD_STEPS = 3
@@ -32,6 +33,7 @@ COLUMNS = ("contestant", "world", "settings", "samples/s", "min - max", "of limi
 
 def main() -> int:
     """Parse, measure, print."""
+    end_in_order_when_told()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, world 1 and the best settings only")
     parser.add_argument("--compile", action="store_true", help="compare compiled networks instead")
@@ -60,7 +62,7 @@ def main() -> int:
             rows += compare(
                 replace(workload, world=world, threads=max(1, cores // world)), rounds, flags.steps, quick=flags.quick, only=flags.only
             )
-    except ContestError as error:
+    except BenchmarkError as error:
         print(f"throughput: {error}", file=sys.stderr)
         return 1
     print_table(COLUMNS, rows)
@@ -71,7 +73,7 @@ def compare(workload: Workload, rounds: int, steps: int, *, quick: bool, only: S
     """All contestants at one world size; a table row for each.
 
     Raises:
-        ContestError: one of them failed; a table with a row missing would be no comparison.
+        BenchmarkError: one of them failed; a table with a row missing would be no comparison.
     """
     with tempfile.TemporaryDirectory(prefix="ddp-bench-") as scratch, contextlib.ExitStack() as stack:
         field = [bare(workload), ours(workload, Path(scratch, "run"))]

@@ -7,7 +7,7 @@ from collections.abc import Generator
 
 from images import train_loader
 from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
+from lightning.fabric.strategies.ddp import DDPStrategy
 from pace import Rank, build_model, build_optimizer, ddp_options, run
 from torch.nn import functional
 

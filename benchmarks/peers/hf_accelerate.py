@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Generator
 
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate import Accelerator  # type: ignore[import-untyped]  # it publishes no types
+from accelerate.utils import DistributedDataParallelKwargs  # type: ignore[import-untyped]  # the same
 from images import train_loader
 from pace import Rank, build_model, build_optimizer, ddp_options, run
 from torch.nn import functional

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pace import Control, Pacer
 from torch import Tensor
 
@@ -49,7 +51,7 @@ class PacedDataset:
             raise ContestOverError("the benchmark has ended")
         return self.dataset.batch(indices, epochs)
 
-    def picture(self, index: int) -> object:
+    def picture(self, index: int) -> NDArray[np.uint8] | None:
         """As the data set has it."""
         return self.dataset.picture(index)
 

@@ -14,6 +14,7 @@ from ddp_trainer.resilience.entrypoint import Node
 
 DEFAULT_PORT = 29400
 """torchrun's default rendezvous port, where nothing else is said."""
+LAST_PORT = 65535
 
 
 def identify(config: RunConfig, environment: Mapping[str, str]) -> tuple[RunConfig, Node]:
@@ -60,7 +61,10 @@ def _number(text: str, name: str) -> int:
 
 
 def _port(environment: Mapping[str, str]) -> int:
-    return _number(environment.get("MASTER_PORT") or str(DEFAULT_PORT), "MASTER_PORT")
+    port = _number(environment.get("MASTER_PORT") or str(DEFAULT_PORT), "MASTER_PORT")
+    if not 0 < port <= LAST_PORT:
+        raise ConfigError(f"MASTER_PORT is {port}, which is no TCP port (1 to {LAST_PORT}); correct it in the environment")
+    return port
 
 
 def _first_of_slurm(nodelist: str) -> str:

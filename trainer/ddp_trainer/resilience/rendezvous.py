@@ -12,6 +12,7 @@ Every wait is bounded by `distributed.peer_timeout_seconds`.
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -38,6 +39,9 @@ CONNECT_SECONDS = 2.0
 """Bound of one attempt to connect; attempts follow each other until the peer timeout."""
 OPERATION_SECONDS = 10.0
 """Bound of one store operation: far above a busy store's answer (milliseconds), far below anybody's patience."""
+LOOPBACK = "127.0.0.1"
+BACKLOG = 1024
+"""Connections that may wait to be accepted: all agents and ranks of one machine at once, by far."""
 FAREWELL_SECONDS = 5.0
 """How long node 0 keeps the store open for the others to read the end."""
 
@@ -243,10 +247,16 @@ class GenerationBarrier(RendezvousHandler):
     def _host(self) -> Store:
         try:
             # bound on every interface, since pods reach it by name; the port is the run's own, and a NetworkPolicy guards it on a cluster
+            listener = _on_loopback(self.port) if self.host == LOOPBACK else None
             store: Store = TCPStore(
-                self.host, self.port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=OPERATION_SECONDS)
+                self.host,
+                self.port,
+                is_master=True,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=OPERATION_SECONDS),
+                master_listen_fd=listener,
             )
-        except (DistError, RuntimeError) as error:
+        except (DistError, RuntimeError, OSError) as error:
             raise ConfigError(
                 f"the rendezvous port {self.port} on this node cannot be opened: {str(error).splitlines()[0]}; "
                 f"stop what uses it, or set another MASTER_PORT"
@@ -273,6 +283,15 @@ class GenerationBarrier(RendezvousHandler):
             self._store = None
             self.generation = -1  # a new store starts counting anew
             self._token = uuid.uuid4().hex
+
+
+def _on_loopback(port: int) -> int:
+    """The descriptor of a socket that listens to this machine only.
+
+    Torch's own listens as IPv6, and its store asks for the name of whoever connects: `::ffff:127.0.0.1` is not in /etc/hosts, so that
+    became a question to the name server in the store's only thread, and 5 s of silence for all nodes whenever the answer was lost.
+    """
+    return socket.create_server((LOOPBACK, port), backlog=BACKLOG).detach()
 
 
 def _create(parameters: RendezvousParameters) -> RendezvousHandler:

@@ -1,0 +1,90 @@
+"""Real processes for the tests: starting them below a zygote, and watching those that are not ours to wait for.
+
+Watched by pidfd, so a reused number cannot deceive and nobody has to poll.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+PATIENCE_SECONDS = 60.0
+"""A bound against hanging only; what is waited for takes milliseconds on a quiet machine."""
+
+
+_PROGRAM = Path(__file__).with_name("zygote_parent.py")
+
+
+class Parent:
+    """A process with a zygote (the program beside this file), told what to do over a pipe."""
+
+    def __init__(self, preload):
+        self.process = subprocess.Popen(
+            [sys.executable, _PROGRAM, json.dumps(list(preload))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, method, *arguments):
+        """The answer, or (kind, sentence) of the error."""
+        self.process.stdin.write(json.dumps([method, *arguments]) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        return answer["value"] if "value" in answer else (answer["kind"], answer["error"])
+
+    def spawn(self, target, environment=None, log=None, **arguments):
+        """Fork a child that runs a function of `zygote_targets`, or `module:function`; gives its pid."""
+        where = target if ":" in target else f"zygote_targets:{target}"
+        return self.ask("spawn", where, arguments, environment or {}, str(log) if log else None)
+
+    def deaths(self, count):
+        """The next deaths, as {pid: code}."""
+        found = []
+        while len(found) < count:
+            found += self.ask("deaths", PATIENCE_SECONDS)
+        assert len(dict(found)) == len(found) == count
+        return dict(found)
+
+    def run(self, target, **options):
+        """Spawn and wait: the exit code."""
+        pid = self.spawn(target, **options)
+        return self.deaths(1)[pid]
+
+    def end(self):
+        """With all that is below it."""
+        self.process.kill()
+        self.process.communicate()
+
+
+class Watch:
+    """A process that is alive now."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._descriptor = os.pidfd_open(pid)
+
+    def ends(self) -> bool:
+        """Whether it ends within our patience."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return bool(poll.poll(PATIENCE_SECONDS * 1000))
+
+    def lives(self) -> bool:
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return not poll.poll(0)
+
+
+def exists(pid: int) -> bool:
+    """Whether the number belongs to anything, zombies included."""
+    return Path(f"/proc/{pid}").exists()
+
+
+def threads_of(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))

@@ -1,0 +1,336 @@
+"""The generation barrier over a real store: who meets whom, when all meet again, and how a run ends for all at once."""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import psutil
+import pytest
+from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousParameters, rendezvous_handler_registry
+
+from ddp_trainer.errors import ConfigError, PeerLostError
+from ddp_trainer.launchers.local import free_port
+from ddp_trainer.resilience import rendezvous
+from ddp_trainer.resilience.fault import Fault
+from ddp_trainer.resilience.rendezvous import GenerationBarrier
+
+PATIENCE_SECONDS = 60.0
+"""A bound against hanging only."""
+
+
+class Gang:
+    """Nodes as threads: each has its own barrier object and its own connection to node 0's store."""
+
+    def __init__(self, nodes, timeout_seconds=PATIENCE_SECONDS):
+        self.nodes, self.timeout_seconds, self.port = nodes, timeout_seconds, free_port()
+        self.barriers = [self.join(node) for node in range(nodes)]
+        self.pool = ThreadPoolExecutor(nodes * 2)
+
+    def join(self, node):
+        """A new agent for a node."""
+        return GenerationBarrier(
+            node=node, nodes=self.nodes, host="127.0.0.1", port=self.port, run_id="test", timeout_seconds=self.timeout_seconds
+        )
+
+    def start(self, *nodes):
+        """Futures of these nodes' meeting (default: of all)."""
+        return [self.pool.submit(self.barriers[node].next_rendezvous) for node in nodes or range(self.nodes)]
+
+    def meet(self):
+        """All meet; gives what each was told."""
+        return [future.result(PATIENCE_SECONDS) for future in self.start()]
+
+    def all_do(self, what):
+        """The same at the same time on every node."""
+        return list(self.pool.map(what, self.barriers))
+
+    def wait_until_waiting(self, *nodes):
+        """Start these nodes' meeting; returns when each of them has looked for the others at least once."""
+        seen = []
+        for node in nodes:
+            event = Event()
+            self.barriers[node].while_waiting = event.set
+            seen.append(event)
+        futures = self.start(*nodes)
+        assert all(event.wait(PATIENCE_SECONDS) for event in seen)
+        return futures
+
+
+@pytest.fixture
+def gang():
+    made = []
+
+    def make(*arguments, **options):
+        made.append(Gang(*arguments, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.pool.shutdown()
+
+
+# --- meeting -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4, 8])
+def test_all_nodes_meet_in_one_generation_each_in_its_fixed_place(gang, nodes):
+    them = gang(nodes)
+    told = them.meet()
+    assert [(info.rank, info.world_size) for info in told] == [(node, nodes) for node in range(nodes)]
+    assert {barrier.generation for barrier in them.barriers} == {0}
+    assert {(info.bootstrap_store_info.master_addr, info.bootstrap_store_info.master_port) for info in told} == {("127.0.0.1", them.port)}
+    told[0].store.set("word", "from node 0")
+    assert all(info.store.get("word") == b"from node 0" for info in told)
+
+
+def test_nobody_goes_before_the_last_one_has_come(gang):
+    them = gang(4)
+    early = them.wait_until_waiting(0, 1, 3)
+    assert not any(future.done() for future in early)
+    (last,) = them.start(2)
+    assert [future.result(PATIENCE_SECONDS).rank for future in [*early, last]] == [0, 1, 3, 2]
+
+
+@pytest.mark.parametrize("nodes", [2, 4, 8])
+def test_many_who_notice_one_incident_ask_for_one_next_generation(gang, nodes):
+    them = gang(nodes)
+    for expected in (1, 2, 3):
+        them.meet()
+        for _ in range(3):
+            them.all_do(lambda barrier: barrier.ask_for_next())
+        assert {barrier._newest() for barrier in them.barriers} == {expected}
+    them.meet()
+    assert {barrier.generation for barrier in them.barriers} == {3}
+
+
+def test_an_ask_that_comes_late_is_about_the_old_generation_and_disturbs_nobody(gang):
+    them = gang(2)
+    them.meet()
+    late = them.join(1)
+    late._connected(PATIENCE_SECONDS)
+    late.generation = 0
+    them.barriers[0].ask_for_next()
+    them.meet()
+    late.ask_for_next()
+    assert [barrier.is_superseded() for barrier in them.barriers] == [False, False]
+
+
+def test_healthy_nodes_notice_through_torchs_own_question(gang):
+    them = gang(3)
+    them.meet()
+    assert [barrier.num_nodes_waiting() for barrier in them.barriers] == [0, 0, 0]
+    them.barriers[2].ask_for_next()
+    assert [barrier.num_nodes_waiting() for barrier in them.barriers] == [1, 1, 1]
+
+
+def test_a_wait_can_be_ended_from_inside(gang):
+    class AskedToStopError(Exception):
+        pass
+
+    def stop():
+        raise AskedToStopError
+
+    them = gang(2)
+    them.barriers[0].while_waiting = stop
+    with pytest.raises(AskedToStopError):
+        them.barriers[0].next_rendezvous()
+
+
+# --- nodes that die and return -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("nodes", "lost"), [(2, 1), (4, 2), (8, 7)])
+def test_a_node_that_died_after_the_meeting_and_returns_brings_all_into_a_new_generation(gang, nodes, lost):
+    them = gang(nodes)
+    them.meet()
+    them.barriers[lost] = them.join(lost)
+    (returning,) = them.start(lost)
+    others = [node for node in range(nodes) if node != lost]
+    waiting = [them.pool.submit(await_superseded, them.barriers[node]) for node in others]
+    assert all(future.result(PATIENCE_SECONDS) for future in waiting)
+    fault = Fault.from_json(them.barriers[0].fault())
+    assert (fault.cause, fault.node, fault.rank) == ("peer_loss", lost, None)
+    assert [future.result(PATIENCE_SECONDS).rank for future in [*them.start(*others), returning]] == [*others, lost]
+    assert {barrier.generation for barrier in them.barriers} == {1}
+
+
+def await_superseded(barrier):
+    while not barrier.is_superseded():
+        pass
+    return True
+
+
+def test_a_node_that_died_while_the_others_were_waiting_is_not_counted(gang):
+    them = gang(4)
+    dying = them.barriers[2]
+    dying.while_waiting = lambda: 1 / 0  # it has claimed its place when it dies
+    with pytest.raises(ZeroDivisionError):
+        dying.next_rendezvous()
+    early = them.wait_until_waiting(0, 1)
+    them.barriers[2] = them.join(2)
+    late = them.wait_until_waiting(2) + them.start(3)
+    assert sorted(future.result(PATIENCE_SECONDS).rank for future in [*early, *late]) == [0, 1, 2, 3]
+    assert {barrier.generation for barrier in them.barriers} == {1}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "present", "words"),
+    [
+        (
+            4,
+            [0, 1, 3],
+            r"^node 2 did not come to generation 0 within 0 s; see why they do not start, or raise distributed\.peer_timeout_seconds$",
+        ),
+        (4, [0, 2], r"^nodes 1, 3 did not come to generation 0"),
+        (20, [0], r"^nodes 1, 2, 3, 4, 5, 6, 7, 8, \.\.\. did not come"),
+    ],
+)
+def test_whoever_is_missing_is_named_to_all_who_came_within_the_bound(gang, nodes, present, words):
+    them = gang(nodes, timeout_seconds=0.3)
+    for future in them.start(*present):
+        with pytest.raises(PeerLostError, match=words):
+            future.result(PATIENCE_SECONDS)
+
+
+def test_a_store_that_is_not_there_is_named_within_the_bound(monkeypatch):
+    monkeypatch.setattr(rendezvous, "CONNECT_SECONDS", 0.2)
+    port = free_port()
+    lonely = GenerationBarrier(node=1, nodes=2, host="127.0.0.1", port=port, run_id="test", timeout_seconds=0.3)
+    with pytest.raises(PeerLostError, match=rf"^node 0 does not answer at 127\.0\.0\.1:{port} after 0 s .*; see whether it runs"):
+        lonely.next_rendezvous()
+
+
+def test_on_one_machine_the_store_listens_to_this_machine_only_and_asks_no_name_server(gang):
+    # torch's own socket is open to all, and as IPv6, whose loopback names no file knows: a lost answer was 5 s of silence for all nodes
+    port = gang(1).port
+    listening = [c.laddr.ip for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port]
+    assert listening == ["127.0.0.1"]
+
+
+def test_a_port_in_use_is_a_sentence(gang):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ConfigError, match=rf"rendezvous port {port} on this node cannot be opened: .*; stop what uses it, or set another"
+        ):
+            GenerationBarrier(node=0, nodes=2, host="127.0.0.1", port=port, run_id="test", timeout_seconds=1)
+
+
+# --- what is agreed in a generation --------------------------------------------------------------------------------------------------
+
+
+def test_the_first_fault_of_a_generation_stands_and_all_read_the_same(gang):
+    them = gang(4)
+    them.meet()
+    assert {barrier.fault() for barrier in them.barriers} == {None}
+    them.all_do(lambda barrier: barrier.post_fault(f"seen by {barrier.node}"))
+    (agreed,) = {barrier.fault() for barrier in them.barriers}
+    assert agreed in {f"seen by {node}" for node in range(4)}
+    them.barriers[3].ask_for_next()
+    them.meet()
+    assert {barrier.fault() for barrier in them.barriers} == {None}
+
+
+def test_echoes_are_kept_apart_from_faults(gang):
+    them = gang(2)
+    them.meet()
+    them.barriers[1].post_echo("an echo")
+    assert [(barrier.fault(), barrier.echo()) for barrier in them.barriers] == [(None, "an echo")] * 2
+
+
+def test_finishing_needs_all_nodes_and_begins_anew_in_every_generation(gang):
+    them = gang(4)
+    them.meet()
+    for barrier in them.barriers[:3]:
+        barrier.post_finished()
+    assert not any(barrier.all_finished() for barrier in them.barriers)
+    them.barriers[3].ask_for_next()  # a crash in the last save: those who were done come back
+    them.meet()
+    them.barriers[3].post_finished()
+    assert not any(barrier.all_finished() for barrier in them.barriers)
+    for barrier in them.barriers[:3]:
+        barrier.post_finished()
+    assert all(barrier.all_finished() for barrier in them.barriers)
+
+
+def test_node_0_tells_the_others_of_its_generation_something(gang):
+    them = gang(3)
+    for word in ("first", "second"):
+        them.meet()
+        readers = [them.pool.submit(barrier.shared, "attempt") for barrier in them.barriers[1:]]
+        them.barriers[0].share("attempt", word)
+        assert [future.result(PATIENCE_SECONDS) for future in readers] == [word, word]
+        them.barriers[0].ask_for_next()
+
+
+# --- the end -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nodes", [2, 8])
+def test_the_end_reaches_all_with_the_same_words_whoever_speaks_first(gang, nodes):
+    them = gang(nodes)
+    them.meet()
+    assert not any(barrier.is_closed() for barrier in them.barriers)
+    them.all_do(lambda barrier: barrier.close(f"by {barrier.node}"))
+    assert all(barrier.is_superseded() and barrier.is_closed() for barrier in them.barriers)
+    words = set()
+    for future in them.start():
+        with pytest.raises(RendezvousClosedError) as closed:
+            future.result(PATIENCE_SECONDS)
+        words.add(str(closed.value))
+    assert len(words) == 1
+    assert words <= {f"by {node}" for node in range(nodes)}
+
+
+def test_the_end_reaches_those_who_wait_and_those_who_come_later(gang):
+    them = gang(3)
+    them.meet()
+    them.barriers[0].ask_for_next()
+    waiting = them.wait_until_waiting(1)
+    them.barriers[0].next_rendezvous = None  # node 0 is the judge here, and does not meet again
+    them.barriers[0].generation = 1
+    them.barriers[0].close("over")
+    for future in [*waiting, *them.start(2)]:
+        with pytest.raises(RendezvousClosedError, match=r"^over$"):
+            future.result(PATIENCE_SECONDS)
+
+
+def test_torchs_way_to_close_ends_the_run_too(gang):
+    them = gang(2)
+    them.meet()
+    them.barriers[1].set_closed()
+    assert them.barriers[0].ending() == "{}"
+
+
+def test_node_0_keeps_the_store_until_all_have_read_the_end(gang, monkeypatch):
+    monkeypatch.setattr(rendezvous, "FAREWELL_SECONDS", PATIENCE_SECONDS)
+    them = gang(3)
+    them.meet()
+    host = them.pool.submit(them.barriers[0].farewell)
+    them.barriers[1].farewell()
+    assert not host.done()
+    them.barriers[2].farewell()
+    host.result(PATIENCE_SECONDS)
+
+
+def test_node_0_does_not_wait_for_the_dead_beyond_its_bound(gang, monkeypatch):
+    monkeypatch.setattr(rendezvous, "FAREWELL_SECONDS", 0.1)
+    them = gang(2)
+    them.meet()
+    them.pool.submit(them.barriers[0].farewell).result(PATIENCE_SECONDS)
+
+
+def test_it_is_a_plug_in_of_torchs_registry():
+    rendezvous.register()
+    rendezvous.register()
+    parameters = RendezvousParameters(
+        backend="generation", endpoint=f"127.0.0.1:{free_port()}", run_id="my-run", min_nodes=1, max_nodes=1, node=0, timeout_seconds=5.0
+    )
+    handler = rendezvous_handler_registry.create_handler(parameters)
+    assert isinstance(handler, GenerationBarrier)
+    assert (handler.get_backend(), handler.get_run_id(), handler.use_agent_store) == ("generation", "my-run", True)
+    assert handler.next_rendezvous().world_size == 1
