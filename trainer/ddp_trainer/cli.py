@@ -121,6 +121,7 @@ def _load(file: Path | None, settings: list[str] | None, run_dir: Path | None, w
 
 def main() -> None:
     """The console script `ddp`: commands, with every error as a sentence on stderr and the exit code of its kind."""
+    os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")  # torch's store looks up its peers' names: a lost answer costs 1 s, not 5
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each lost store connection prints a page of C++ frames
     try:
         code: Any = app(standalone_mode=False)

@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 _SEED_STRIDE = 1_000_003
 """Separates the seeds of neighbouring steps; any number larger than the micro-batches of a step does."""
+_SLACK = 1e-9
+"""What a quotient of steps and samples may be off by, so that 0.1 x 50,000 / 50 is 100 and a third of an epoch ends three times in it."""
 WARM_UP_SAMPLES = 2
 """Samples of the throw-away backward: the fewest with which a norm layer over 1 x 1 pixels has a variance."""
 
@@ -210,12 +212,12 @@ def learning_rate(config: RunConfig, step: int, total_steps: int) -> float:
 def evaluation_is_due(config: RunConfig, step: int, total_steps: int, steps_per_epoch: float) -> bool:
     """Whether `step` completed an evaluation interval, or the run."""
     interval = config.telemetry.eval_every_epochs * steps_per_epoch
-    return step == total_steps or math.floor(step / interval) > math.floor((step - 1) / interval)
+    return step == total_steps or math.floor(step / interval + _SLACK) > math.floor((step - 1) / interval + _SLACK)
 
 
 def count_steps(config: RunConfig, samples: int) -> int:
     """Optimizer steps of the whole run: the last global batch is filled up from the order of the epoch after the last."""
-    steps = math.ceil(config.optim.epochs * samples / config.data.global_batch - 1e-9)
+    steps = max(1, math.ceil(config.optim.epochs * samples / config.data.global_batch - _SLACK))
     return min(steps, config.optim.max_steps or steps)
 
 

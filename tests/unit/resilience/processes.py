@@ -5,9 +5,11 @@ Watched by pidfd, so a reused number cannot deceive and nobody has to poll.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +29,9 @@ class Parent:
             [sys.executable, _PROGRAM, json.dumps(list(preload))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
         )
+        self._spawned = []
 
     def ask(self, method, *arguments):
         """The answer, or (kind, sentence) of the error."""
@@ -41,7 +43,11 @@ class Parent:
     def spawn(self, target, environment=None, log=None, **arguments):
         """Fork a child that runs a function of `zygote_targets`, or `module:function`; gives its pid."""
         where = target if ":" in target else f"zygote_targets:{target}"
-        return self.ask("spawn", where, arguments, environment or {}, str(log) if log else None)
+        answer = self.ask("spawn", where, arguments, environment or {}, str(log) if log else None)
+        if isinstance(answer, int):
+            with contextlib.suppress(ProcessLookupError):  # it may have ended already
+                self._spawned.append(os.pidfd_open(answer))
+        return answer
 
     def deaths(self, count):
         """The next deaths, as {pid: code}."""
@@ -57,9 +63,16 @@ class Parent:
         return self.deaths(1)[pid]
 
     def end(self):
-        """With all that is below it."""
+        """With all that is below it: what should have died with it, and has not, must not outlive the tests either."""
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        for descriptor in self._spawned:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            os.close(descriptor)
 
 
 class Watch:

@@ -28,7 +28,7 @@ class Cluster:
         self.log = folder / "log"
 
     def start(self, node):
-        environment = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+        environment = {"TORCH_CPP_LOG_LEVEL": "ERROR", "RES_OPTIONS": "timeout:1 attempts:2"}
         arguments = {"node": node, "nodes": NODES, "port": self.port, "mailbox": self.mailbox_path}
         self.pids[node] = self.parent.spawn("barrier_node:be", environment=environment, log=self.log, **arguments)
 

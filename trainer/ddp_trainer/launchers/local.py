@@ -21,6 +21,7 @@ from typing import Any
 
 from ddp_trainer.config import RunConfig
 from ddp_trainer.errors import FINISHED, FIRST_RETRIED_CODE, PEER_LOST, ConfigError, DataError
+from ddp_trainer.launchers.identity import LAST_PORT
 from ddp_trainer.launchers.view import View
 from ddp_trainer.resilience.entrypoint import PRELOAD, Node
 from ddp_trainer.resilience.zygote import Death, Zygote
@@ -103,7 +104,7 @@ class Local:
         for i in range(nodes):
             environment = dict(self.environment)
             if gpus:
-                environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[i * per_node : (i + 1) * per_node])
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(filter(None, gpus[i * per_node : (i + 1) * per_node]))
             node = Node(i, nodes, "127.0.0.1", store_port, nodes * per_node, str(logs), str(logs / f"agent-{i}.end.json"))
             agents.append(_Agent(node, environment, base + i if base else free_port()))
         return agents
@@ -113,14 +114,18 @@ class Local:
         if self.config.distributed.device == "cpu":
             return []
         visible = self.environment.get("CUDA_VISIBLE_DEVICES")
-        gpus = visible.split(",") if visible else [str(i) for i in range(count_gpus())]
+        # set to nothing means none, as it does for CUDA
+        gpus = (
+            [str(i) for i in range(count_gpus())]
+            if visible is None
+            else [name for name in visible.split(",") if name.strip() not in {"", "-1"}]
+        )
         if self.config.distributed.device == "auto" and len(gpus) < ranks:
             return [""] * ranks  # all on the CPU rather than some here and some there
         if len(gpus) < ranks:
-            raise ConfigError(
-                f"{ranks} ranks need {ranks} GPUs but {len(gpus)} are present; use --workers {max(1, len(gpus))}, "
-                f"or --set distributed.device=cpu"
-            )
+            fitting = len(gpus) // self.config.distributed.procs_per_node
+            remedy = f"use --workers {fitting}, or " if fitting else "use "
+            raise ConfigError(f"{ranks} ranks need {ranks} GPUs but {len(gpus)} are present; {remedy}--set distributed.device=cpu")
         return gpus
 
     def _check_ports(self) -> None:
@@ -130,10 +135,11 @@ class Local:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
                     probe.bind((self.config.telemetry.host, agent.telemetry_port))
-                except OSError as error:
+                except (OSError, OverflowError) as error:
+                    reason = getattr(error, "strerror", None) or f"there is no port above {LAST_PORT}"
                     raise ConfigError(
                         f"port {agent.telemetry_port} on {self.config.telemetry.host} cannot be used for agent {agent.node.node}: "
-                        f"{error.strerror}; choose another with --set telemetry.port=..., or 0 for any free ones"
+                        f"{reason}; choose another with --set telemetry.port=..., or 0 for any free ones"
                     ) from None
 
     def _start(self, nursery: Zygote, agent: _Agent) -> None:

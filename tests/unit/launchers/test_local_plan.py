@@ -1,0 +1,137 @@
+"""What `ddp local` decides before it starts anything: ports, GPUs, logs; and what it refuses."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from ddp_trainer.config import load
+from ddp_trainer.errors import ConfigError, DataError
+from ddp_trainer.launchers import local
+from ddp_trainer.launchers.local import Local, free_port
+from ddp_trainer.launchers.view import View
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    def pretend(count):
+        monkeypatch.setattr(local, "count_gpus", lambda: count)
+
+    pretend(0)
+    return pretend
+
+
+def planned(tmp_path, *settings, environment=None, nodes=2):
+    config = load(None, [f"distributed.nodes={nodes}", "telemetry.port=0", f"run.root={tmp_path}", "data.micro_batches=8", *settings])
+    made = Local(config, environment or {}, View())
+    made._agents = made._plan(config.run_dir / "logs")
+    return made
+
+
+def visible(made):
+    """The GPUs that each agent sees; None where nothing is said."""
+    return [agent.environment.get("CUDA_VISIBLE_DEVICES") for agent in made._agents]
+
+
+@pytest.mark.parametrize(
+    ("present", "settings", "nodes", "environment", "expected"),
+    [
+        (4, [], 4, {}, ["0", "1", "2", "3"]),
+        (8, [], 4, {}, ["0", "1", "2", "3"]),
+        (8, ["distributed.procs_per_node=2"], 4, {}, ["0,1", "2,3", "4,5", "6,7"]),
+        (4, [], 2, {"CUDA_VISIBLE_DEVICES": "3,1"}, ["3", "1"]),
+        (0, [], 2, {"CUDA_VISIBLE_DEVICES": "GPU-aa,GPU-bb"}, ["GPU-aa", "GPU-bb"]),
+        # too few for all: all ranks on the CPU, rather than some here and some there
+        (1, [], 2, {}, ["", ""]),
+        (3, ["distributed.procs_per_node=2"], 2, {}, ["", ""]),
+        (0, [], 2, {}, ["", ""]),
+        # the user hid them
+        (8, [], 2, {"CUDA_VISIBLE_DEVICES": ""}, ["", ""]),
+        (8, [], 2, {"CUDA_VISIBLE_DEVICES": "-1"}, ["", ""]),
+        (8, ["distributed.device=cpu"], 2, {}, [None, None]),
+    ],
+)
+def test_every_agent_sees_its_own_gpus_or_all_use_the_cpu(gpus, tmp_path, present, settings, nodes, environment, expected):
+    gpus(present)
+    assert visible(planned(tmp_path, *settings, nodes=nodes, environment=environment)) == expected
+
+
+@pytest.mark.parametrize(
+    ("present", "settings", "sentence"),
+    [
+        (2, [], r"^4 ranks need 4 GPUs but 2 are present; use --workers 2, or --set distributed\.device=cpu$"),
+        (5, ["distributed.procs_per_node=2"], r"^8 ranks need 8 GPUs but 5 are present; use --workers 2, or"),
+        (0, [], r"^4 ranks need 4 GPUs but 0 are present; use --set distributed\.device=cpu$"),
+    ],
+)
+def test_more_gpus_asked_than_present_is_one_sentence_with_what_would_fit(gpus, tmp_path, present, settings, sentence):
+    gpus(present)
+    with pytest.raises(ConfigError, match=sentence):
+        planned(tmp_path, "distributed.device=cuda", *settings, nodes=4)
+
+
+def test_agents_have_fixed_places_and_logs_of_their_own(gpus, tmp_path):
+    agents = planned(tmp_path, nodes=4)._agents
+    assert [(agent.node.node, agent.node.nodes, agent.node.host) for agent in agents] == [(i, 4, "127.0.0.1") for i in range(4)]
+    assert len({agent.node.port for agent in agents}) == 1
+    assert len({agent.node.ending for agent in agents}) == 4
+    assert {agent.node.ranks_on_machine for agent in agents} == {4}
+
+
+def test_each_agent_serves_its_telemetry_on_the_next_port_or_on_free_ones(gpus, tmp_path):
+    assert [a.telemetry_port for a in planned(tmp_path, "telemetry.port=9500", nodes=4)._agents] == [9500, 9501, 9502, 9503]
+    free = [a.telemetry_port for a in planned(tmp_path, "telemetry.port=0", nodes=8)._agents]
+    assert all(1024 <= port <= 65535 for port in free)
+
+
+def test_a_port_in_use_is_found_before_anything_is_started(gpus, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        made = planned(tmp_path, f"telemetry.port={port}", nodes=1)
+        with pytest.raises(
+            ConfigError, match=rf"port {port} on 127\.0\.0\.1 cannot be used for agent 0: Address already in use; choose another"
+        ):
+            made._check_ports()
+
+
+def test_a_port_beyond_the_last_one_is_one_sentence(gpus, tmp_path):
+    made = planned(tmp_path, "telemetry.port=65535", nodes=2)
+    with pytest.raises(ConfigError, match=r"port 65536 on 127\.0\.0\.1 cannot be used for agent 1: there is no port above 65535"):
+        made._check_ports()
+
+
+def test_an_address_that_is_not_this_machines_is_one_sentence(gpus, tmp_path):
+    made = planned(tmp_path, "telemetry.host=192.0.2.1")
+    with pytest.raises(ConfigError, match=r"on 192\.0\.2\.1 cannot be used for agent 0: Cannot assign requested address"):
+        made._check_ports()
+
+
+def test_a_run_directory_that_cannot_be_made_is_refused_before_anything_is_started(gpus, tmp_path):
+    (tmp_path / "file").write_text("")
+    config = load(None, [f"run.root={tmp_path / 'file'}"])
+    with pytest.raises(DataError, match=r"file/run cannot be written: Not a directory; give another with --run-dir"):
+        Local(config, {}, View()).run()
+
+
+def test_a_free_port_can_be_bound_and_differs_from_those_in_use():
+    with socket.create_server(("127.0.0.1", free_port())) as first:
+        other = free_port()
+        assert other != first.getsockname()[1]
+        socket.create_server(("127.0.0.1", other)).close()
+
+
+def test_without_a_driver_there_are_no_gpus_and_no_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert local.count_gpus() == 0
+
+
+@pytest.mark.parametrize(
+    "module", ["ddp_trainer.cli", "ddp_trainer.launchers.local", "ddp_trainer.launchers.identity", "ddp_trainer.resilience.entrypoint"]
+)
+def test_what_runs_before_the_fork_does_not_import_torch(module):
+    # the zygote must be forked from one thread, and `/healthz` must answer before seconds of imports
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
