@@ -4,9 +4,12 @@ VENV ?= .venv
 DATA ?= sample
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := $(VENV)/.peers
+# all of CIFAR-10, for the measurements that need it: DATA=<a tar> or the one that lies beside this checkout
+IMAGES := $(firstword $(wildcard $(filter %.tar %.tar.gz %.tgz,$(DATA)) ../shared/data/cifar10-jpeg.tar.gz))
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(READY) ## train on 4 workers for some minutes, lose one, recover, report; DATA=full downloads, DATA=<path> uses yours
 	@$(BIN)/ddp demo --config configs/demo.json --data $(DATA)
@@ -17,9 +20,15 @@ test: $(READY) ## unit and integration tests, with real processes
 lint: $(READY) ## style, types, and the arrows between the parts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-bench: $(READY) ## samples per second beside the bare limit and three peers (about 25 minutes on 2 cores)
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet "lightning>=2.5" "accelerate>=1.2"
-	@$(BIN)/python benchmarks/throughput.py
+bench: $(PEERS) ## speed, start and restart, memory, each beside its peers (about 40 minutes on 2 cores); DATA=<tar> adds growth
+	@$(BIN)/python benchmarks/throughput.py && $(BIN)/python benchmarks/startup.py
+	@$(BIN)/python benchmarks/memory.py $(IMAGES:%=--source %)
+
+bench-gpu: $(PEERS) ## what only a GPU can show: speed beside its limit, time to 94 % accuracy; says so where there is none
+	@$(BIN)/python benchmarks/gpu.py $(IMAGES:%=--source %)
+
+chaos: $(READY) ## kill agents and ranks of real runs, over and over; prints one table
+	@$(BIN)/python benchmarks/chaos.py
 
 images: ## the trainer's image; see docs/kubernetes.md
 	images/build.sh
@@ -42,5 +51,8 @@ clean: ## everything that these targets made
 $(READY): requirements/install.sh requirements/bootstrap.txt requirements/locked.txt pyproject.toml
 	@requirements/install.sh $(PYTHON) $(VENV) && touch $@
 
-.PHONY: help demo test lint bench images kind-up kind-down e2e manifests clean
+$(PEERS): $(READY) requirements/bench.txt
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv --quiet pip install --no-deps --require-hashes -r requirements/bench.txt && touch $@
+
+.PHONY: help demo test lint bench bench-gpu chaos images kind-up kind-down e2e manifests clean
 .DEFAULT_GOAL := help

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import selectors
+import signal
 import socket
 import subprocess
 import time
@@ -38,15 +39,17 @@ class Burst:
     peak_rss_bytes: int
     """Of its largest rank."""
     peak_gpu_bytes: int
-    processor_share: float
-    """Processor time of the ranks over their wall time: how many cores they really got."""
+    processor_seconds_per_sample: float
+    """Of all its processes, data loaders and agents included: hardly changed by whoever else is using the machine."""
     compiled: dict[str, int]
 
 
 class Player:
     """A running contestant."""
 
-    def __init__(self, contestant: Contestant, process: subprocess.Popen[bytes], ranks: list[Any], log: Path, start_seconds: float) -> None:
+    def __init__(
+        self, contestant: Contestant, process: subprocess.Popen[bytes], ranks: dict[int, Any], log: Path, start_seconds: float
+    ) -> None:
         self.contestant = contestant
         self.process = process
         self.start_seconds = start_seconds
@@ -54,26 +57,36 @@ class Player:
         self._ranks = ranks
         self._log = log
 
-    def burst(self, lead: int, steps: int) -> Burst:
-        """Let it run `lead` steps off the clock and `steps` on it; blocks until all ranks have answered.
+    def burst(self, steps: int) -> Burst:
+        """Let it run its lead-in off the clock and `steps` on it; blocks until all ranks have answered.
 
         Raises:
             BenchmarkError: one of them did not, within `BURST_SECONDS`.
         """
+        self.wake()
+        lead = self.contestant.lead_steps
+        before = self._processor_seconds()
         try:
-            for lines in self._ranks:
+            for lines in self._ranks.values():
                 lines.write(json.dumps({"lead": lead, "steps": steps}) + "\n")
                 lines.flush()
-            answers = [json.loads(lines.readline()) for lines in self._ranks]
+            answers = [json.loads(lines.readline()) for lines in self._ranks.values()]
         except (OSError, ValueError) as error:
             raise BenchmarkError(f"{self.contestant.name} stopped in a burst ({error}); its log ends:\n{tail(self._log)}") from None
+        used = self._processor_seconds() - before
+        self._signal_helpers(signal.SIGSTOP)
+        samples = sum(a["samples"] for a in answers) / steps * (lead + steps)
         return Burst(
             samples_per_second=sum(a["samples_per_second"] for a in answers),
             peak_rss_bytes=max(a["peak_rss_bytes"] for a in answers),
             peak_gpu_bytes=max(a["peak_gpu_bytes"] for a in answers),
-            processor_share=sum(a["processor_seconds"] / a["seconds"] for a in answers),
+            processor_seconds_per_sample=used / samples,
             compiled=answers[0]["compiled"],
         )
+
+    def wake(self) -> None:
+        """Let stopped processes run, so that they can hear that they are to end."""
+        self._signal_helpers(signal.SIGCONT)
 
     def memory_bytes(self) -> int:
         """Of all its processes, shared pages divided among those that share them: ranks, agents, data loaders."""
@@ -82,6 +95,23 @@ class Player:
             with contextlib.suppress(psutil.Error):
                 total += process.memory_full_info().pss
         return total
+
+    def _processor_seconds(self) -> float:
+        """Used so far by its processes, and by those that have ended and were waited for."""
+        total = 0.0
+        for process in family(self.process.pid):
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                total += times.user + times.system + times.children_user + times.children_system
+        return total
+
+    def _signal_helpers(self, signum: signal.Signals) -> None:
+        """Agents and fork servers look around ten times a second: a burden on the others' turns that would flatter their own."""
+        if self.contestant.freezes:
+            for process in family(self.process.pid):
+                if process.pid not in self._ranks:
+                    with contextlib.suppress(psutil.Error):
+                        process.send_signal(signum)
 
 
 @contextlib.contextmanager
@@ -98,28 +128,31 @@ def entered(contestant: Contestant, threads: int, log: Path, environment: dict[s
         began = time.monotonic()
         with started(command, log, PEERS, variables) as process:
             ranks = _accept(server, contestant, process, log)
+            player = Player(contestant, process, ranks, log, time.monotonic() - began)
             try:
-                yield Player(contestant, process, ranks, log, time.monotonic() - began)
+                yield player
             finally:
+                player.wake()
                 # asked to stop while its ranks still wait for orders: a closed line would look like a fault to them
                 stop(process)
-                for lines in ranks:
+                for lines in ranks.values():
                     with contextlib.suppress(OSError):
                         lines.close()
 
 
-def play(players: Sequence[Player], rounds: int, lead: int, steps: int) -> dict[int, list[Burst]]:
+def play(players: Sequence[Player], rounds: int, steps: int) -> dict[int, list[Burst]]:
     """`rounds` rounds of one burst each, in rotating order; the bursts by the player's place in `players`."""
     seen: dict[int, list[Burst]] = {i: [] for i in range(len(players))}
     for number in range(rounds):
         for turn in range(len(players)):
             i = (turn + number) % len(players)
-            seen[i].append(players[i].burst(lead, steps))
+            seen[i].append(players[i].burst(steps))
     return seen
 
 
-def _accept(server: socket.socket, contestant: Contestant, process: subprocess.Popen[bytes], log: Path) -> list[Any]:
-    ranks: list[Any] = []
+def _accept(server: socket.socket, contestant: Contestant, process: subprocess.Popen[bytes], log: Path) -> dict[int, Any]:
+    """The lines to the ranks, by process number."""
+    ranks: dict[int, Any] = {}
     deadline = time.monotonic() + START_SECONDS
     with selectors.DefaultSelector() as ready:
         ready.register(server, selectors.EVENT_READ)
@@ -127,8 +160,8 @@ def _accept(server: socket.socket, contestant: Contestant, process: subprocess.P
             if ready.select(timeout=0.5):
                 connection, _ = server.accept()
                 connection.settimeout(BURST_SECONDS)
-                ranks.append(connection.makefile("rw", encoding="utf-8"))
-                ranks[-1].readline()  # the hello
+                lines = connection.makefile("rw", encoding="utf-8")
+                ranks[json.loads(lines.readline())["pid"]] = lines
             elif process.poll() is not None or time.monotonic() > deadline:
                 why = f"left with {process.returncode}" if process.returncode is not None else f"was not ready after {START_SECONDS:.0f} s"
                 raise BenchmarkError(f"{contestant.name} ({contestant.settings}) {why}; its log ends:\n{tail(log)}")

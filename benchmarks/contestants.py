@@ -18,6 +18,8 @@ DEFAULT_LOADER = {"examples_imagenet": 4, "fabric": 0, "hf_accelerate": 0}
 """Data-loader processes at the tools' defaults: that script's own default, and DataLoader's."""
 BEST = ("--channels-last", "--fused", "--ddp-knobs", "--images", "memory", "--workers", "1", "--persistent")
 """One worker per rank: augmentation of 32-pixel images needs a tenth of a core, and more processes only take turns with the ranks."""
+PREFETCHED = 2
+"""Batches that a DataLoader keeps ready for each of its processes, by default."""
 NEVER_STEPS = 10**9
 NEVER_SECONDS = 10**6
 
@@ -51,6 +53,10 @@ class Contestant:
     port_flag: str
     """How the command takes the control port, `{port}` to be filled in."""
     ranks: int
+    lead_steps: int = 2
+    """Steps off the clock at the beginning of each turn; more than what its data loaders have prefetched in the pause."""
+    freezes: bool = False
+    """Its processes other than ranks do something while the ranks are paused, so they are stopped for that time."""
 
 
 def bare(workload: Workload) -> Contestant:
@@ -84,7 +90,7 @@ def ours(workload: Workload, run_dir: Path, extra: Sequence[str] = ()) -> Contes
     pairs = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     command = [str(DDP), "local", "--workers", str(workload.world), "--run-dir", str(run_dir), *pairs]
     shown = "whole trainer: data, augmentation, metrics, telemetry" + (", compiled" if workload.compile else "")
-    return Contestant("ours", shown, [*command, *extra], "--set task.options.control={port}", workload.world)
+    return Contestant("ours", shown, [*command, *extra], "--set task.options.control={port}", workload.world, freezes=True)
 
 
 def peers(workload: Workload) -> list[Contestant]:
@@ -110,4 +116,7 @@ def _peer(name: str, script: str, settings: str, workload: Workload, *flags: str
     words = [word for flag, value in same.items() for word in (flag, str(value))]
     if workload.compile:
         words.append("--compile")
-    return Contestant(name, settings, [sys.executable, str(PEERS / f"{script}.py"), *words, *flags], "--control {port}", workload.world)
+    words += flags
+    workers = int(words[words.index("--workers") + 1]) if "--workers" in words else 0
+    command = [sys.executable, str(PEERS / f"{script}.py"), *words]
+    return Contestant(name, settings, command, "--control {port}", workload.world, lead_steps=2 + PREFETCHED * workers)

@@ -22,7 +22,7 @@ from contest import play
 from contestants import DDP, Workload, bare, ours, peers
 from processes import BenchmarkError, end_in_order_when_told, started, tail
 from table import machine, mebibytes, middle, paired_ratio, print_table, spread
-from throughput import LEAD_STEPS, start
+from throughput import start
 
 TARGETS = (0.94, 0.955)
 COLUMNS = ("contestant", "world", "settings", "samples/s", "min - max", "of limit", "peak GPU memory of a rank")
@@ -72,7 +72,7 @@ def speed(workload: Workload, rounds: int, steps: int) -> None:
                     variables = environment if contestant.name == "ours" else {}
                     log = Path(scratch, f"{contestant.name}-{contestant.ranks}-{number}.log")
                     players.append(start(stack, contestant, workload, log, variables))
-                seen = play(players, rounds, LEAD_STEPS, steps)
+                seen = play(players, rounds, steps)
             limit = [burst.samples_per_second for burst in seen[0]]
             for i, contestant in enumerate(field):
                 rates = [burst.samples_per_second for burst in seen[i]]

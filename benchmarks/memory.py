@@ -70,7 +70,7 @@ def memory_of_ranks(worlds: Sequence[int], batch: int) -> None:
         with tempfile.TemporaryDirectory(prefix="ddp-bench-") as scratch:
             for number, contestant in enumerate((bare(workload), ours(workload, Path(scratch, "run")), *peers(workload))):
                 with entered(contestant, workload.threads, Path(scratch, f"{number}.log")) as player:
-                    burst = player.burst(workload.warmup, STEPS)
+                    burst = player.burst(workload.warmup + STEPS)
                     whole = mebibytes(player.memory_bytes())
                 rows.append([contestant.name, str(world), contestant.settings, mebibytes(burst.peak_rss_bytes), whole])
                 print(f"... world {world}: {contestant.name} done", file=sys.stderr, flush=True)

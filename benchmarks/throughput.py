@@ -5,7 +5,7 @@
     python benchmarks/throughput.py --compile  the compiled limit, ours compiled, and what a restart with a warm cache compiles
 
 All contestants of a world are started and warmed up first, then take turns of a few seconds. "of limit" is the median of the ratios to
-the bare loop's burst of the same round.
+the bare loop's burst of the same round; "CPU ms/sample" counts all processes of a contestant, and hardly moves on a busy machine.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ from contestants import Contestant, Workload, bare, ours, peers
 from processes import BenchmarkError, end_in_order_when_told
 from table import machine, mebibytes, middle, paired_ratio, print_table, spread
 
-LEAD_STEPS = 3
-"""Off the clock at each turn: more than a loader with one worker has prefetched in the pause."""
-COLUMNS = ("contestant", "world", "settings", "samples/s", "min - max", "of limit", "peak rank", "cores got")
+COLUMNS = ("contestant", "world", "settings", "samples/s", "min - max", "of limit", "CPU ms/sample", "peak rank")
 
 
 def main() -> int:
@@ -38,15 +36,15 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds, world 1 and the best settings only")
     parser.add_argument("--compile", action="store_true", help="compare compiled networks instead")
     parser.add_argument("--worlds", type=int, nargs="+", default=None, help="default: 1 2 (--quick: 1)")
-    parser.add_argument("--rounds", type=int, default=None, help="turns of each contestant; default 12 (--quick: 5)")
-    parser.add_argument("--steps", type=int, default=15, help="optimizer steps in a turn")
+    parser.add_argument("--rounds", type=int, default=None, help="turns of each contestant; default 14 (--quick: 8)")
+    parser.add_argument("--steps", type=int, default=8, help="optimizer steps in a turn")
     parser.add_argument("--batch", type=int, default=64, help="samples per rank and step")
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--stem", choices=("imagenet", "cifar"), default="imagenet")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--only", nargs="+", default=None, help="contestants, such as: bare ours fabric")
     flags = parser.parse_args()
-    rounds = flags.rounds or (5 if flags.quick else 12)
+    rounds = flags.rounds or (8 if flags.quick else 14)
     cores = len(os.sched_getaffinity(0))
     workload = Workload(batch=flags.batch, model=flags.model, stem=flags.stem, precision=flags.precision)
     print(machine())
@@ -80,7 +78,7 @@ def compare(workload: Workload, rounds: int, steps: int, *, quick: bool, only: S
         field += [peer for peer in peers(workload) if not quick or peer.settings.startswith("best")]
         field = [c for c in field if only is None or c.name in only or c.name == "bare"]
         players = [start(stack, contestant, workload, Path(scratch, f"{i}.log")) for i, contestant in enumerate(field)]
-        seen = play(players, rounds, LEAD_STEPS, steps)
+        seen = play(players, rounds, steps)
     return [row(contestant, workload, seen[i], seen[0]) for i, contestant in enumerate(field)]
 
 
@@ -89,7 +87,7 @@ def start(
 ) -> Player:
     """Enter a contestant and let it warm up."""
     player = stack.enter_context(entered(contestant, workload.threads, log, environment))
-    player.burst(workload.warmup, 1)
+    player.burst(workload.warmup)
     print(f"... {contestant.name} ({contestant.settings}) is warm", file=sys.stderr, flush=True)
     return player
 
@@ -98,18 +96,9 @@ def row(contestant: Contestant, workload: Workload, mine: Sequence[Burst], limit
     """The table row of a contestant."""
     rates = [burst.samples_per_second for burst in mine]
     ratio = paired_ratio(rates, [burst.samples_per_second for burst in limit])
-    shares = [burst.processor_share for burst in mine]
+    processor = middle([burst.processor_seconds_per_sample * 1000 for burst in mine], 2)
     memory = mebibytes(max(burst.peak_rss_bytes for burst in mine))
-    return [
-        contestant.name,
-        str(workload.world),
-        contestant.settings,
-        middle(rates),
-        spread(rates),
-        f"{ratio:.3f}",
-        memory,
-        middle(shares, 2),
-    ]
+    return [contestant.name, str(workload.world), contestant.settings, middle(rates), spread(rates), f"{ratio:.3f}", processor, memory]
 
 
 def compare_compiled(workload: Workload, rounds: int, steps: int) -> int:
@@ -131,7 +120,7 @@ def compare_compiled(workload: Workload, rounds: int, steps: int) -> int:
             environment = {"TORCHINDUCTOR_CACHE_DIR": f"{scratch}/cache-{name}"} if name == "limit" else None
             players.append(start(stack, contestant, workload, Path(scratch, f"{name}.log"), environment))
             starts.append(time.monotonic() - began)
-        seen = play(players, rounds, LEAD_STEPS, steps)
+        seen = play(players, rounds, steps)
     rows = []
     for i, title in enumerate(("bare, compiled", "ours, first start", "ours, restart with a warm cache")):
         cells = row(replace(players[i].contestant, name=title), workload, seen[i], seen[0])

@@ -66,7 +66,7 @@ class Pacer:
         self._order = Order(0, 0)
         self._begun = False
         self._count = self._samples = 0
-        self._started = self._processor = 0.0
+        self._started = 0.0
 
     def begin(self) -> bool:
         """Wait for the first order; False if there is none."""
@@ -89,7 +89,7 @@ class Pacer:
 
     def _start(self) -> None:
         self._settle()
-        self._samples, self._started, self._processor = 0, time.perf_counter(), time.process_time()
+        self._samples, self._started = 0, time.perf_counter()
 
     def _finish(self) -> None:
         self._settle()
@@ -99,7 +99,6 @@ class Pacer:
                 "samples": self._samples,
                 "seconds": seconds,
                 "samples_per_second": self._samples / seconds,
-                "processor_seconds": time.process_time() - self._processor,
                 "peak_rss_bytes": peak_rss_bytes(),
                 "peak_gpu_bytes": torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0,
                 "compiled": compiled(),

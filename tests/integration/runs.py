@@ -59,6 +59,10 @@ class Run:
     def metrics(self):
         return read_metrics(self.run_dir / "metrics.jsonl")
 
+    @property
+    def progress(self):
+        return json.loads((self.run_dir / "progress.json").read_text())
+
     def losses(self):
         return [line["loss"] for line in self.metrics if line["kind"] == "train"]
 

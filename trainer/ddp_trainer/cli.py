@@ -5,8 +5,16 @@ The only module that reads the process's environment.
 
 from __future__ import annotations
 
-import json
 import os
+import signal
+
+if os.getpid() == 1:
+    # In a container this process is PID 1, to which the kernel delivers no signal that it has no handler for: a pod that is deleted
+    # while the imports below run (seconds on a busy node) would wait out its grace period. The agent takes the signal over later.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+
+import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,22 +63,30 @@ def demo(
     settings: Settings = None,
 ) -> None:
     """See it work: train for some minutes, lose a worker in the middle, recover, and read the report."""
-    from ddp_trainer.launchers.demo import run_demo
+    from ddp_trainer.launchers.demo import Typed, fresh, run_demo
 
     source = "download" if data == "full" else data
     resolved = _load(config, [f"data.source={json.dumps(source)}", *(settings or [])], run_dir, None)
-    raise typer.Exit(run_demo(resolved, dict(os.environ)))
+    said = configuration.keys_said(settings or [], os.environ)
+    raise typer.Exit(run_demo(resolved if run_dir else fresh(resolved), said, dict(os.environ), Typed(_program(), config)))
 
 
 @app.command()
 def launch(config: ConfigFile = None, run_dir: RunDir = None, settings: Settings = None) -> None:
-    """Be one node's agent: PID 1 in every container. Which node is read from the environment."""
+    """Be one node's agent: PID 1 in every container. Which node is read from the environment.
+
+    Ranks write to this process's output, which is the container's log; the files logs/rank-N.log are written by `ddp local` only.
+    """
     from dataclasses import asdict
 
     from ddp_trainer.launchers.identity import identify
-    from ddp_trainer.resilience.entrypoint import run
+    from ddp_trainer.resilience.entrypoint import last_words_of_error, run
 
-    resolved, node = identify(_load(config, settings, run_dir, None), os.environ)
+    try:
+        resolved, node = identify(_load(config, settings, run_dir, None), os.environ)
+    except DdpError as error:
+        last_words_of_error(error)
+        raise
     raise typer.Exit(run(resolved.model_dump(mode="json"), asdict(node), dict(os.environ)))
 
 
@@ -119,8 +135,15 @@ def _load(file: Path | None, settings: list[str] | None, run_dir: Path | None, w
     return configuration.load(file, extra, os.environ)
 
 
+def _program() -> str:
+    """This command as the user typed it, such as `.venv/bin/ddp`, or its name where that is found."""
+    return "ddp" if sys.argv[0] == shutil.which("ddp") else sys.argv[0]
+
+
 def main() -> None:
     """The console script `ddp`: commands, with every error as a sentence on stderr and the exit code of its kind."""
+    if sys.platform != "linux":
+        _fail(f"the trainer needs Linux, whose kernel ties its processes together, but here is {sys.platform}; use a container", 2)
     os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")  # torch's store looks up its peers' names: a lost answer costs 1 s, not 5
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each lost store connection prints a page of C++ frames
     try:

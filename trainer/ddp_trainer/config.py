@@ -16,9 +16,16 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ddp_trainer.errors import ConfigError
+from ddp_trainer.values import below, read_value, read_yaml
 
 ENV_PREFIX = "DDP__"
 """`DDP__A__B=c` in the environment means `a.b=c`: the one way a pod's env may change a run."""
+
+CROSS_CHECKS = {
+    "distributed.nodes": ("world_size", "distributed.world_size", "distributed.min_nodes", "distributed.max_nodes", "slurm.nodes"),
+    "distributed.procs_per_node": ("world_size", "distributed.world_size", "slurm.ntasks_per_node"),
+}
+"""Keys that only repeat another: they hold within their own source, and a later source that changes the key on the left drops them."""
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -56,9 +63,9 @@ class DistributedSection(Section):
     procs_per_node: Positive = 1
     """Ranks under each agent; with GPUs, one GPU each."""
     min_nodes: Positive | None = None
-    """Elastic lower bound; None means exactly `nodes`."""
+    """Elastic lower bound; must equal `nodes` where given, since a run with fewer of them is not supported yet."""
     max_nodes: Positive | None = None
-    """Elastic upper bound; None means exactly `nodes`."""
+    """Elastic upper bound; must equal `nodes` where given, since a run with more of them is not supported yet."""
     world_size: Positive | None = None
     """Optional cross-check: must equal nodes x procs_per_node."""
     peer_timeout_seconds: Seconds = 300.0
@@ -74,9 +81,12 @@ class DistributedSection(Section):
                 f"world_size is {self.world_size} but nodes x procs_per_node = {self.nodes} x {self.procs_per_node} = {product}; "
                 f"set nodes and procs_per_node to match, or leave world_size out"
             )
-        low, high = self.min_nodes or self.nodes, self.max_nodes or self.nodes
-        if not low <= self.nodes <= high:
-            raise ValueError(f"nodes is {self.nodes}, outside min_nodes..max_nodes = {low}..{high}; widen the bounds or change nodes")
+        for name, bound in (("min_nodes", self.min_nodes), ("max_nodes", self.max_nodes)):
+            if bound is not None and bound != self.nodes:
+                raise ValueError(
+                    f"{name} is {bound} but nodes is {self.nodes}: a run whose number of nodes changes while it runs is not supported yet; "
+                    f"leave {name} out (the next start may have another number of nodes, and goes on from the last checkpoint)"
+                )
         return self
 
 
@@ -98,6 +108,8 @@ class DataSection(Section):
     A path is torchvision's CIFAR-10 folder, an image tree (`train/<class>/*`, `test/<class>/*`), or a tar of one."""
     cache_dir: str | None = None
     """Where decoded arrays are kept; None means `$XDG_CACHE_HOME/ddp-trainer` (`~/.cache/ddp-trainer`)."""
+    seed_cache_dir: str | None = None
+    """A second such folder that is looked into first and never written, such as one baked into a container's image; None: there is none."""
     global_batch: Positive = 128
     """Samples per optimizer step over all ranks. Does not change when the world size does."""
     micro_batches: Positive | None = None
@@ -160,7 +172,7 @@ class PrecisionSection(Section):
     compile: Literal["off", "auto", "on"] = "off"
     """torch.compile; auto declines with a sentence where there is no compiler, on refuses."""
     compile_cache_dir: str | None = None
-    """Kept across restarts, so that only the first start compiles; None means next to `data.cache_dir`."""
+    """Kept across restarts, so that only the first start compiles; None means the folder `compile` below `data.cache_dir`."""
     threads_per_rank: Positive | None = None
     """CPU threads of a rank; None means cores / ranks on this machine."""
 
@@ -296,20 +308,27 @@ class RunConfig(Section):
         """What must agree for a checkpoint to be continued; everything else may change between two starts of a run."""
         full = self.model_dump(mode="json")
         keep: dict[str, Any] = {"seed": full["run"]["seed"], "task": full["task"], "model": full["model"]}
-        keep["data"] = {k: v for k, v in full["data"].items() if k not in {"source", "cache_dir", "eval_batch"}}
-        keep["data"]["micro_batches"] = self.micro_batches
+        keep["data"] = {k: v for k, v in full["data"].items() if k not in {"source", "cache_dir", "seed_cache_dir", "eval_batch"}}
         keep["optim"] = {k: v for k, v in full["optim"].items() if k not in {"epochs", "max_steps"}}
         return keep
+
+    def compile_cache(self, environment: Mapping[str, str]) -> Path:
+        """Where compiled kernels are kept; `environment` is asked for `XDG_CACHE_HOME` where the configuration names no folder."""
+        if self.precision.compile_cache_dir:
+            return Path(self.precision.compile_cache_dir).expanduser()
+        if self.data.cache_dir:
+            return Path(self.data.cache_dir).expanduser() / "compile"
+        base = environment.get("XDG_CACHE_HOME")
+        return (Path(base) if base else Path.home() / ".cache") / "ddp-trainer" / "compile"
 
     def digest(self) -> str:
         """SHA-256 of the identity, in short: the config hash in every manifest."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
 
     def with_values(self, pairs: Mapping[str, Any]) -> RunConfig:
-        """A copy with `{"a.b": value}` applied and validated again."""
+        """A copy with `{"a.b": value}` applied, as from a source of its own, and validated again."""
         raw = self.model_dump(mode="json", exclude_unset=True)
-        for key, value in pairs.items():
-            _put(raw, key.split("."), value, origin=key)
+        _lay_over(raw, [(key, value, key) for key, value in pairs.items()])
         return validate(raw, origin="the changed configuration")
 
 
@@ -332,15 +351,14 @@ def load(path: str | Path | None, settings: Iterable[str] = (), environment: Map
         ConfigError: with the file, the key, the reason and the fix.
     """
     raw: dict[str, Any] = {} if path is None else _read(Path(path))
-    for name, text in sorted((environment or {}).items()):
-        if name.startswith(ENV_PREFIX):
-            _put(raw, name.removeprefix(ENV_PREFIX).lower().split("__"), _scalar(text), origin=name)
-    for setting in settings:
-        key, separator, text = setting.partition("=")
-        if not separator or not key.strip():
-            raise ConfigError(f"--set {setting!r} is not of the form key.path=value, such as --set optim.lr=0.1")
-        _put(raw, key.strip().split("."), _scalar(text), origin=f"--set {key}")
+    _lay_over(raw, [(key, _value(key, text), name) for key, text, name in _of_environment(environment or {})])
+    _lay_over(raw, [(key, _value(key, text), f"--set {key}") for key, text in map(_split, settings)])
     return validate(raw, origin=str(path) if path else "the configuration")
+
+
+def keys_said(settings: Iterable[str] = (), environment: Mapping[str, str] | None = None) -> set[str]:
+    """The keys for which the user gave a value besides the file's."""
+    return {key for key, _ in map(_split, settings)} | {key for key, _, _ in _of_environment(environment or {})}
 
 
 def validate(raw: Mapping[str, Any], origin: str) -> RunConfig:
@@ -384,7 +402,7 @@ def _read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ConfigError(f"the configuration {path} is not text in UTF-8; save it as such, or give another file with --config") from None
     try:
-        raw = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        raw = json.loads(text) if path.suffix == ".json" else read_yaml(text, RunConfig)
     except (json.JSONDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {' '.join(str(error).split())}") from None
     if raw is None:
@@ -394,33 +412,45 @@ def _read(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _scalar(text: str) -> Any:
-    """`8`, `0.1`, `true`, `null`, `[1, 2]` and `"in quotes"` as JSON or else YAML reads them; anything else is the text itself."""
-    try:
-        return json.loads(text)  # first, since YAML reads JSON's escapes beyond 16 bits as two broken halves
-    except json.JSONDecodeError:
-        pass
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    if value == text and _is_float(text):  # YAML 1.1 takes 1e-3 for text; what stands in quotes is text
-        return float(text)
-    return value
+def _of_environment(environment: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """`(key, text, variable)` of each `DDP__A__B`."""
+    names = sorted(name for name in environment if name.startswith(ENV_PREFIX))
+    return [(name.removeprefix(ENV_PREFIX).lower().replace("__", "."), environment[name], name) for name in names]
 
 
-def _is_float(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _split(setting: str) -> tuple[str, str]:
+    key, separator, text = setting.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {setting!r} is not of the form key.path=value, such as --set optim.lr=0.1")
+    return key.strip(), text
+
+
+def _value(key: str, text: str) -> Any:
+    kind: Any = RunConfig
+    for part in key.split("."):
+        kind = below(kind, part)
+    return read_value(text, kind)
+
+
+def _lay_over(raw: dict[str, Any], source: Iterable[tuple[str, Any, str]]) -> None:
+    """Put one source's `(key, value, what an error calls it)` over those before it."""
+    stated: set[str] = set()
+    for key, value, origin in source:
+        _put(raw, key.split("."), value, origin)
+        stated |= {key, *(f"{key}.{name}" for name in (value if isinstance(value, dict) else ()))}
+    for key, repeated in CROSS_CHECKS.items():
+        if key in stated:
+            for check in {*repeated} - stated:
+                section, _, name = check.rpartition(".")
+                holder = raw.get(section) if section else raw
+                if isinstance(holder, dict):
+                    holder.pop(name, None)
 
 
 def _put(raw: dict[str, Any], path: list[str], value: Any, origin: str) -> None:
     for part in path[:-1]:
-        below = raw.setdefault(part, {})
-        if not isinstance(below, dict):
+        section = raw.setdefault(part, {})
+        if not isinstance(section, dict):
             raise ConfigError(f"{origin}: {part!r} is a value, not a section, so nothing can be set below it")
-        raw = below
+        raw = section
     raw[path[-1]] = value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +24,8 @@ from ddp_trainer.config import RunConfig
 from ddp_trainer.cores import cores
 from ddp_trainer.errors import ConfigError
 
+POLL_SECONDS = (0.005, 0.25)
+"""First and longest pause between two looks at who is there."""
 _ECHOES = re.compile(
     r"gloo/transport|connectFullMesh|Connection (closed|reset) by peer|Broken pipe|Timed out waiting \d+ ?ms|caused pair closure",
     re.IGNORECASE,
@@ -68,6 +71,7 @@ class Group:
         if place.world_size > 1:
             bound = timedelta(seconds=config.distributed.collective_timeout_seconds)
             client = TCPStore(place.store_host, place.store_port, is_master=False, timeout=bound)
+            _await_all(PrefixStore(place.store_prefix, client), place.world_size)
             dist.init_process_group(
                 backend,
                 store=PrefixStore(place.store_prefix, client),
@@ -140,6 +144,19 @@ class Group:
         """Tear the group down after everybody's last collective."""
         if self.world_size > 1:
             dist.destroy_process_group()
+
+
+def _await_all(store: PrefixStore, world_size: int) -> None:
+    """Wait until every rank of this generation is here, its data read.
+
+    Without a bound of its own: one node's download may take an hour, and a group that is formed waits for a late rank no longer than for
+    a collective. Who is awaited is watched by its agent, and its death ends this generation.
+    """
+    here, pause = store.add("here", 1), POLL_SECONDS[0]
+    while here < world_size:
+        time.sleep(pause)
+        pause = min(pause * 1.5, POLL_SECONDS[1])
+        here = store.add("here", 0)
 
 
 def choose_device(config: RunConfig, local_rank: int) -> torch.device:

@@ -55,11 +55,17 @@ class Training:
     predictions: list[Tensor] = field(default_factory=list)
     """float32 [n, 3] per batch of the last evaluation: target, predicted class, confidence. Empty if the task has no classes."""
     sums: Tensor = field(init=False)
-    """float64 [3] on the device: loss, accuracy and samples since the last report."""
+    """float64 [3] on the device, since the last report: loss and accuracy over this rank's samples, and steps that were not finite."""
+    samples: int = 0
+    """This rank's samples in `sums`."""
+    probes: list[Tensor] = field(init=False)
+    """Parameters whose gradients are looked at in every step: see `_finite_gradients`."""
 
     def __post_init__(self) -> None:
         """Sums start at zero."""
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.group.device)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.probes = [p for i, p in enumerate(trained) if p.ndim <= 1 or i in {0, len(trained) - 1}]
 
     @property
     def steps_per_epoch(self) -> float:
@@ -130,9 +136,11 @@ def one_step(run: Training, lr: float) -> None:
         torch.manual_seed((seed * _SEED_STRIDE + run.step) * _SEED_STRIDE + number)  # a user's dropout: keyed by step and place
         loss, outputs = _forward_backward(run, inputs, targets, share=1 / len(mine), reduce=number == mine[-1])
         counted = run.task.metrics(outputs, targets)
-        run.sums += torch.stack(
-            [loss.detach().double() * size, counted.get("accuracy", loss.new_zeros(())).double(), run.sums.new_tensor(size)]
-        )
+        accuracy = counted.get("accuracy")
+        run.sums[0] += loss.detach() * size
+        if accuracy is not None:
+            run.sums[1] += accuracy
+        run.samples += size
         if run.group.device.type == "cpu":
             finite = finite and math.isfinite(loss.item())
     _step_if_finite(run, lr, finite=finite)
@@ -150,24 +158,35 @@ def _forward_backward(run: Training, inputs: Tensor, targets: Tensor, share: flo
 
 def _step_if_finite(run: Training, lr: float, *, finite: bool) -> None:
     """Step, unless the loss or the averaged gradient is not finite anywhere: the average carries one rank's NaN to all of them."""
-    probe = next(p.grad for p in reversed(list(run.model.parameters())) if p.grad is not None)
+    good = _finite_gradients(run)
     if run.group.device.type == "cpu":
-        if not (finite and bool(torch.isfinite(probe).all())):
+        if not (finite and bool(good)):
             raise DivergedError(
-                f"the loss is not finite at step {run.step + 1} on rank {run.group.rank}; lower optim.lr (now {run.config.optim.lr}) "
-                f"or lengthen optim.warmup_ratio; the last checkpoint is good"
+                f"the loss or its gradient is not finite at step {run.step + 1} on rank {run.group.rank}; "
+                f"lower optim.lr (now {run.config.optim.lr}) or lengthen optim.warmup_ratio; the last checkpoint is good"
             )
     else:
-        # no device sync here: the fused kernel skips the update while found_inf is set, and `_take_means` raises at the next report
-        bad = (~torch.isfinite(probe).all()).float()
+        # no device sync here: the fused kernel skips the update while found_inf is set, and `assert_finite` raises at the next report
+        bad = (~good).float()
         found = getattr(run.optimizer, "found_inf", None)
         run.optimizer.found_inf = bad if found is None else torch.maximum(found, bad)  # type: ignore[attr-defined]  # torch's fused kernels read it
+        run.sums[2] += bad.squeeze()
     for settings in run.optimizer.param_groups:
         settings["lr"] = lr
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     if run.ema:
         _average(run)
+
+
+def _finite_gradients(run: Training) -> Tensor:
+    """Whether all gradients are finite: bool [] on the device.
+
+    Looked at are those of the first and the last parameter and of every norm and bias: whatever is not finite in a backward pass reaches
+    the layers before it, and so one of these. All 24 million of a ResNet-50's would cost a twentieth of a step.
+    """
+    gradients = [p.grad for p in run.probes if p.grad is not None]
+    return torch.stack(torch._foreach_norm(gradients)).isfinite().all()  # noqa: SLF001  # public in spirit: torch.nn.utils' clipping
 
 
 def evaluate(run: Training) -> dict[str, float]:
@@ -320,12 +339,15 @@ def compiles(config: RunConfig, device: torch.device) -> bool:
 
 
 def _take_means(run: Training) -> tuple[float, float]:
-    total = run.group.sum(run.sums).tolist()  # the one device sync of an interval
+    loss, accuracy, bad_steps = run.group.sum(run.sums).tolist()  # the one device sync of an interval
+    samples, run.samples = run.samples * run.group.world_size, 0
     run.sums.zero_()
-    loss, accuracy = total[0] / total[2], total[1] / total[2]
-    if not math.isfinite(loss):
-        raise DivergedError(f"the loss is not finite at or before step {run.step}; lower optim.lr (now {run.config.optim.lr})")
-    return loss, accuracy
+    if bad_steps or not math.isfinite(loss):
+        raise DivergedError(
+            f"the loss or its gradient is not finite at or before step {run.step}; lower optim.lr (now {run.config.optim.lr}) "
+            f"or lengthen optim.warmup_ratio; the last checkpoint is good"
+        )
+    return loss / samples, accuracy / samples
 
 
 def _average(run: Training) -> None:

@@ -1,6 +1,8 @@
 """What a user can get wrong ends with its exit code and one sentence: what is wrong, where, what to do. Never a stack trace."""
 
+import os
 import shutil
+import signal
 import socket
 import tarfile
 from pathlib import Path
@@ -99,9 +101,13 @@ def test_a_run_directory_of_another_configuration_says_which_keys_differ(ddp, sm
 
 def test_two_runs_on_one_directory_are_refused(ddp, smoke, tmp_path):
     home = tmp_path / "run"
-    first = ddp(*smoke, "--set", "optim.max_steps=500", run_dir=home)
+    first = ddp(*smoke, "--set", "optim.max_steps=40", run_dir=home)
     first.trained_to(1)
-    assert_sentence(ddp(*smoke, run_dir=home), 3, ["in use by another run", "--run-dir"])
+    assert_sentence(ddp(*smoke, run_dir=home), 3, [f"in use by another run (process {first.pid})", "--run-dir"])
+    # the first one has not lost what it needs to recover: its agents' shared memory and names
+    os.kill(first.pids("rank")[1], signal.SIGKILL)
+    assert first.wait() == 0, first.output
+    assert first.of_kind("restart")
 
 
 def test_the_installed_command_starts_from_nothing(cold_ddp, tmp_path):

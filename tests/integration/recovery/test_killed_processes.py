@@ -115,3 +115,14 @@ def test_a_loss_that_is_not_finite_ends_with_4_and_keeps_the_last_good_checkpoin
     assert "not finite" in run.output
     for folder in (run.run_dir / "checkpoints").glob("step-*"):
         assert all(bool(t.isfinite().all()) for t in load_file(folder / "state.safetensors").values()), folder
+
+
+@pytest.mark.parametrize("node", [0, 3])
+def test_an_agent_that_is_told_to_stop_says_preemption_and_its_successor_goes_on(ddp, smoke, reference, node):
+    run = ddp(*arguments(smoke))
+    run.trained_to(6)
+    os.kill(run.pids("agent")[node], signal.SIGTERM)
+    assert run.wait() == 0, run.output
+    assert [(fault["cause"], fault["node"]) for fault in run.of_kind("fault")] == [("preemption", node)]
+    assert run.progress["restarts"] == {"crash": 0, "hang": 0, "preemption": 1, "peer_loss": 0}
+    assert_same_state(final_state(run), reference)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -75,9 +77,30 @@ def test_a_damaged_counter_is_one_sentence_and_never_begins_again_at_one(tmp_pat
     lock.release()
 
 
-def test_a_counter_that_cannot_be_written_is_one_sentence(tmp_path):
+def test_a_counter_that_cannot_be_read_is_one_sentence(tmp_path):
     lock = RunLock.acquire(tmp_path, 0)
     (tmp_path / "attempt").mkdir()
-    with pytest.raises(DataError, match=r"attempt cannot be written: .*; free space"):
+    with pytest.raises(DataError, match=r"attempt cannot be read: .*; check the volume"):
         lock.next_attempt()
     lock.release()
+
+
+def test_attempts_still_increase_on_a_full_disk(tmp_path, monkeypatch, caplog):
+    lock = RunLock.acquire(tmp_path, 0)
+    assert lock.next_attempt() == 1
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ddp_trainer.checkpoint.lock.write_durably", full)
+    assert [lock.next_attempt(), lock.next_attempt()] == [2, 3]
+    assert "No space left on device; free space" in caplog.text
+    lock.release()
+
+
+def test_waiting_for_the_holder_is_said(tmp_path, caplog):
+    holder = RunLock.acquire(tmp_path, 0)
+    with caplog.at_level("INFO"), pytest.raises(PeerLostError):
+        RunLock.acquire(tmp_path, 0.01)
+    assert f"is in use (process {os.getpid()}); waiting up to" in caplog.text
+    holder.release()

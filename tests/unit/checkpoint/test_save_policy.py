@@ -14,7 +14,7 @@ from small_checkpoints import manifest_of
 from ddp_trainer.checkpoint.saver import Saver
 from ddp_trainer.checkpoint.schedule import Due
 from ddp_trainer.config import CheckpointSection
-from ddp_trainer.errors import DataError
+from ddp_trainer.errors import DataError, DivergedError
 
 
 def due(every_steps=None, every_seconds=None, total=100):
@@ -132,3 +132,15 @@ def test_a_full_disk_at_the_last_step_is_an_error(bench):
     saver = bench.saver(refuse, due(every_steps=50))
     with pytest.raises(DataError, match="No space left on device"):
         saver.offer(100)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_state_that_is_not_finite_is_never_saved(store, poison):
+    class Poisoned:
+        def tensors(self):
+            return {"model.weight": torch.tensor([1.0, poison, 2.0])}
+
+    saver = Saver(store, Poisoned(), due(every_steps=1), manifest_of, lambda: None, lambda *_: None, last_step=0)
+    with pytest.raises(DivergedError, match=r"model\.weight is not finite after step 1: not saved"):
+        saver.offer(1)
+    assert store.steps() == []

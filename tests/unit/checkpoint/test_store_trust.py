@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
 import pytest
 
+from ddp_trainer.checkpoint import manifest
+from ddp_trainer.checkpoint import store as store_module
 from ddp_trainer.checkpoint.manifest import MANIFEST_NAME, BadCheckpointError, Manifest, folder_name, read_manifest, step_of, verify
 from ddp_trainer.checkpoint.store import TENSORS_NAME, CheckpointStore
 from ddp_trainer.errors import DataError
@@ -163,3 +166,36 @@ def test_a_manifest_survives_being_written_and_read(store, save):
     assert read == written == verify(store.folder(42))
     assert Manifest.model_validate_json(read.model_dump_json()) == read
     assert read.total_bytes == (store.folder(42) / TENSORS_NAME).stat().st_size > 0
+
+
+@pytest.fixture
+def failing_reads(monkeypatch):
+    """The next `n` reads of a data file fail as a network volume's do."""
+    left = [0]
+    real = manifest.sha256_of
+
+    def read(path):
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(manifest, "sha256_of", read)
+    monkeypatch.setattr(store_module, "READ_PAUSE_SECONDS", 0.0)
+    return lambda n: left.__setitem__(0, n)
+
+
+def test_a_hiccup_of_the_volume_is_waited_out(store, save, holds, failing_reads):
+    save(store, 1)
+    failing_reads(store_module.READ_ATTEMPTS - 1)
+    assert holds(store.load_newest(), 1)
+
+
+def test_a_volume_that_cannot_be_read_costs_no_checkpoint(store, save, holds, failing_reads):
+    for step in (1, 2, 3):
+        save(store, step)
+    failing_reads(store_module.READ_ATTEMPTS)
+    with pytest.raises(DataError, match=r"step-000000003 cannot be read: .*Input/output error; nothing was moved"):
+        store.load_newest()
+    assert store.steps() == [1, 2, 3]
+    assert holds(store.load_newest(), 3)

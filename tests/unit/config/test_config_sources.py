@@ -60,8 +60,71 @@ def test_booleans_null_and_text_are_told_apart():
 
 
 def test_a_number_in_quotes_is_text():
-    # a run directory may be called 2024
-    assert load(None, ['run.name="2024"', "data.source='7'"]).run.name == "2024"
+    config = load(None, ['run.name="2024"', "data.source='7'", 'task.options.label="7"'])
+    assert (config.run.name, config.data.source, config.task.options) == ("2024", "7", {"label": "7"})
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("run.name", "2024"),
+        ("run.name", "0123"),
+        ("run.name", "1e3"),
+        ("run.name", "true"),
+        ("run.name", "12_3"),
+        ("run.root", "/a dir/#1: x"),
+        ("data.source", "[a]"),
+        ("data.source", "{a: b}"),
+        ("data.source", "*"),
+        ("slurm.time", "12:30:00"),
+        ("slurm.time", "90"),
+        ("slurm.time", "1-00:00:00"),
+        ("slurm.partition", "123"),
+        ("slurm.gres", "gpu:4"),
+        ("precision.compile", "on"),
+        ("precision.compile", "off"),
+    ],
+)
+def test_where_text_is_wanted_it_is_taken_as_it_stands(key, text):
+    section, _, name = key.partition(".")
+    assert getattr(getattr(load(None, [f"{key}={text}"]), section), name) == text
+    assert load(None, (), {f"DDP__{section}__{name}".upper(): text}) == load(None, [f"{key}={text}"])
+
+
+@pytest.mark.parametrize("empty", ["null", "~", ""])
+def test_null_empties_what_may_be_empty(empty):
+    assert load(None, ["slurm.partition=a", f"slurm.partition={empty}"]).slurm.partition is None
+
+
+YAML_OF_PEOPLE = """
+run: {name: 2024, root: 0777}
+precision: {compile: off, dtype: fp32}
+slurm:
+  time: 12:30:00
+  partition: 123
+  gres: null
+optim: {lr: 1e-3, epochs: .5, nesterov: true, ema_decay: ~}
+data: {source: 2026-01-31, global_batch: 0x80, flip: False}
+task: {name: my.module:Task, options: {at: 12:30, quoted: "010", octal: 010, yes: no, on: 1.50}}
+"""
+
+
+def test_yaml_files_are_read_by_the_rules_of_yaml_1_2(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(YAML_OF_PEOPLE, encoding="utf-8")
+    config = load(path)
+    assert (config.run.name, config.run.root, config.data.source) == ("2024", "0777", "2026-01-31")
+    assert (config.precision.compile, config.data.flip, config.optim.nesterov) == ("off", False, True)
+    assert (config.slurm.time, config.slurm.partition, config.slurm.gres) == ("12:30:00", "123", None)
+    assert (config.optim.lr, config.optim.epochs, config.optim.ema_decay, config.data.global_batch) == (0.001, 0.5, None, 128)
+    assert config.task.options == {"at": "12:30", "quoted": "010", "octal": 10, "yes": "no", "on": 1.5}
+
+
+def test_yaml_that_refers_to_itself_is_refused_and_not_followed_for_ever(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("run: &a {name: x, root: *a}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"run\.root"):
+        load(path)
 
 
 def test_text_that_yaml_cannot_read_is_taken_as_it_stands():
@@ -71,6 +134,46 @@ def test_text_that_yaml_cannot_read_is_taken_as_it_stands():
 def test_the_options_of_a_users_task_are_free():
     config = load(None, ["task.name=my.module:Task", "task.options.depth=3"])
     assert config.task.options == {"depth": 3}
+
+
+# --- a key and those that repeat it ---------------------------------------------------------------------------------------------------
+
+PRESET = {
+    "distributed": {"nodes": 4, "procs_per_node": 2, "world_size": 8, "min_nodes": 4, "max_nodes": 4},
+    "slurm": {"nodes": 4, "ntasks_per_node": 2},
+}
+
+
+def test_a_later_source_that_changes_the_nodes_drops_what_only_repeated_them(tmp_path):
+    path = written(tmp_path, PRESET)
+    for config in (load(path, ["distributed.nodes=2"]), load(path, (), {"DDP__DISTRIBUTED__NODES": "2"})):
+        assert (config.world_size, config.distributed.world_size, config.slurm.nodes, config.slurm.ntasks_per_node) == (4, None, None, 2)
+        assert (config.distributed.min_nodes, config.distributed.max_nodes) == (None, None)
+    config = load(path, ["distributed.procs_per_node=1"])
+    assert (config.world_size, config.slurm.nodes, config.slurm.ntasks_per_node) == (4, 4, None)
+
+
+def test_a_world_size_at_the_top_is_dropped_as_well(tmp_path):
+    assert load(written(tmp_path, {"world_size": 1}), ["distributed.nodes=2"]).world_size == 2
+
+
+def test_a_configuration_changed_in_the_program_is_a_later_source(tmp_path):
+    assert load(written(tmp_path, PRESET)).with_values({"distributed.nodes": 2}).world_size == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["distributed.nodes=2", "world_size=8"], "world_size is 8 but nodes x procs_per_node = 2 x 2 = 4"),
+        (["distributed.nodes=2", "distributed.world_size=8"], "world_size is 8 but nodes x procs_per_node = 2 x 2 = 4"),
+        (["distributed.nodes=2", "slurm.nodes=4"], r"slurm\.nodes is 4 but the distributed section says 2"),
+        (['distributed={"nodes": 2, "world_size": 8}'], "world_size is 8 but nodes x procs_per_node = 2 x 1 = 2"),
+        (["world_size=16"], "world_size is 16 .* distributed.world_size is 8"),
+    ],
+)
+def test_what_one_source_says_must_agree_with_itself(tmp_path, settings, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        load(written(tmp_path, PRESET), settings)
 
 
 # --- mistakes ------------------------------------------------------------------------------------------------------------------------

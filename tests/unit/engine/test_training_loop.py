@@ -243,6 +243,33 @@ def test_frozen_parameters_of_a_users_model_are_left_out():
     assert {name for name in before if torch.equal(before[name], after[name])} == {"0.weight", "0.bias"}
 
 
+class Torn(torch.autograd.Function):
+    """Passes values through; its gradient is not finite."""
+
+    @staticmethod
+    def forward(_context, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(_context, gradient):
+        return gradient * float("nan")
+
+
+class TornTask(PointsTask):
+    def build_model(self):
+        model = super().build_model()
+        model[1].register_forward_hook(lambda _module, _inputs, outputs: Torn.apply(outputs))
+        return model
+
+
+def test_a_gradient_that_is_not_finite_in_early_layers_only_stops_before_the_step():
+    run = training(TornTask())
+    before = parameters(run)
+    with pytest.raises(DivergedError, match="gradient is not finite at step 1"):
+        engine.one_step(run, 0.1)
+    assert same(before, parameters(run))
+
+
 # --- evaluation ----------------------------------------------------------------------------------------------------------------------
 
 

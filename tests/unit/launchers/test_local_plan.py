@@ -1,7 +1,8 @@
-"""What `ddp local` decides before it starts anything: ports, GPUs, logs; and what it refuses."""
+"""What `ddp local` decides before it starts anything: ports, GPUs, logs; what it refuses; and what an agent's end means."""
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import pytest
 from ddp_trainer.config import load
 from ddp_trainer.errors import ConfigError, DataError
 from ddp_trainer.launchers import local
+from ddp_trainer.launchers.guard import claim
 from ddp_trainer.launchers.local import Local, free_port
 from ddp_trainer.launchers.view import View
+from ddp_trainer.resilience.zygote import Death
 
 
 @pytest.fixture
@@ -73,6 +76,21 @@ def test_more_gpus_asked_than_present_is_one_sentence_with_what_would_fit(gpus, 
         planned(tmp_path, "distributed.device=cuda", *settings, nodes=4)
 
 
+@pytest.mark.parametrize(
+    ("present", "settings", "note"),
+    [
+        (3, [], "4 ranks need 4 GPUs and 3 are present, so all train on the CPU; --workers 3 would use them"),
+        (1, ["distributed.procs_per_node=2"], "8 ranks need 8 GPUs and 1 are present, so all train on the CPU"),
+        (0, [], None),
+        (4, [], None),
+        (3, ["distributed.device=cpu"], None),
+    ],
+)
+def test_gpus_that_are_there_and_not_used_are_explained(gpus, tmp_path, present, settings, note):
+    gpus(present)
+    assert planned(tmp_path, *settings, nodes=4)._notes == ([note] if note else [])
+
+
 def test_agents_have_fixed_places_and_logs_of_their_own(gpus, tmp_path):
     agents = planned(tmp_path, nodes=4)._agents
     assert [(agent.node.node, agent.node.nodes, agent.node.host) for agent in agents] == [(i, 4, "127.0.0.1") for i in range(4)]
@@ -129,9 +147,108 @@ def test_without_a_driver_there_are_no_gpus_and_no_error(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "module", ["ddp_trainer.cli", "ddp_trainer.launchers.local", "ddp_trainer.launchers.identity", "ddp_trainer.resilience.entrypoint"]
+    "module",
+    [
+        "ddp_trainer.cli",
+        "ddp_trainer.launchers.demo",
+        "ddp_trainer.launchers.local",
+        "ddp_trainer.launchers.identity",
+        "ddp_trainer.resilience.entrypoint",
+    ],
 )
 def test_what_runs_before_the_fork_does_not_import_torch(module):
     # the zygote must be forked from one thread, and `/healthz` must answer before seconds of imports
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- what an agent's end means --------------------------------------------------------------------------------------------------------
+
+
+class Nursery:
+    """Forks nobody; hands out process numbers, and deaths as they are scheduled."""
+
+    def __init__(self, *deaths):
+        self.scheduled = list(deaths)
+        self.spawned = 0
+
+    def spawn(self, *_):
+        self.spawned += 1
+        return self.spawned
+
+    def deaths(self, **_):
+        return [self.scheduled.pop(0)] if self.scheduled else []
+
+    def kill(self, pid, signum):
+        self.scheduled.append(Death(pid, -signum))
+
+
+class Quiet(View):
+    def refresh(self):
+        pass
+
+
+def watched(tmp_path, *deaths, nodes=3):
+    """Agents 0, 1 and 2 have the process numbers 1, 2 and 3; the next ones started have 4 and so on. Gives code and starts again."""
+    made = planned(tmp_path, "data.global_batch=96", "data.micro_batches=24", nodes=nodes)
+    made.view = Quiet()
+    (made.config.run_dir / "logs").mkdir(parents=True)
+    nursery = Nursery(*deaths)
+    for agent in made._agents:
+        made._start(nursery, agent)
+    return made._watch(nursery), nursery.spawned - nodes
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(local, "STOP_SECONDS", 0.05)
+
+
+@pytest.mark.parametrize(
+    ("what", "deaths", "code", "restarts"),
+    [
+        ("all finish", [(1, 0), (2, 0), (3, 0)], 0, 0),
+        ("all finish, node 0 last", [(3, 0), (2, 0), (1, 0)], 0, 0),
+        ("one is killed and comes back", [(2, -9), (4, 0), (1, 0), (3, 0)], 0, 1),
+        ("one asks to be started again", [(1, 162), (2, 162), (3, 162), (4, 0), (5, 0), (6, 0)], 0, 3),
+        ("one has failed for good", [(2, 3), (1, 3), (3, 3)], 3, 0),
+        ("the others echo a failure", [(2, 1), (1, 160), (3, 160)], 1, 0),
+        ("node 0 has finished and another is killed", [(1, 0), (2, -9), (3, 0)], 0, 0),
+        ("node 0 has finished and another fails", [(1, 0), (2, 160), (3, 1)], 0, 0),
+        ("node 0 has finished and nobody else leaves", [(1, 0)], 0, 0),
+        ("one has failed and nobody else leaves", [(3, 2)], 2, 0),
+    ],
+)
+def test_the_code_of_the_whole_and_who_is_started_again(gpus, impatient, tmp_path, what, deaths, code, restarts):
+    assert watched(tmp_path, *(Death(*death) for death in deaths)) == (code, restarts)
+
+
+# --- one run at a time ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_is_claimed_by_one_supervisor_until_it_lets_go(tmp_path):
+    with (
+        claim(tmp_path),
+        pytest.raises(
+            DataError,
+            match=rf"{tmp_path} is in use by another run \(process {os.getpid()}\); wait for it, stop it, or give another --run-dir",
+        ),
+    ):
+        claim(tmp_path)
+    claim(tmp_path).close()
+
+
+def test_a_claim_ends_with_the_process_that_made_it_however_it_ends(tmp_path):
+    code = f"import os, pathlib, ddp_trainer.launchers.guard as g; g.claim(pathlib.Path({str(tmp_path)!r})); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    claim(tmp_path).close()
+
+
+def test_a_second_supervisor_touches_nothing_of_the_first(gpus, tmp_path):
+    config = load(None, [f"run.root={tmp_path}", "telemetry.port=0"])
+    (config.run_dir / "logs").mkdir(parents=True)
+    words = config.run_dir / "logs" / "agent-0.end.json"
+    words.write_text("{}")
+    with claim(config.run_dir), pytest.raises(DataError, match="in use by another run"):
+        Local(config, {}, View()).run()
+    assert words.read_text() == "{}"

@@ -116,6 +116,11 @@ def test_injected_rank_and_world_size_are_never_taken_for_processes():
         ("no address for a worker", {"PET_NODE_RANK": "1"}, r"MASTER_ADDR is not set, so this node cannot find node 0"),
         ("a port in words", pytorchjob("1", MASTER_PORT="http"), r"MASTER_PORT is 'http', not a number"),
         ("a port that is none", pytorchjob("1", MASTER_PORT="70000"), r"MASTER_PORT is 70000, which is no TCP port \(1 to 65535\)"),
+        (
+            "ranks per node that differ from the job's",
+            pytorchjob("1", PET_NPROC_PER_NODE="8"),
+            r"^PET_NPROC_PER_NODE \(the job's nprocPerNode\) is 8 but distributed\.procs_per_node is 1; make them equal$",
+        ),
         ("port 0", pytorchjob("1", MASTER_PORT="0"), r"MASTER_PORT is 0, which is no TCP port"),
     ],
 )
@@ -125,6 +130,14 @@ def test_what_does_not_fit_together_is_one_sentence(what, environment, sentence)
     assert "\n" not in str(error.value)
 
 
-def test_a_world_size_in_the_file_is_held_against_the_environment():
-    with pytest.raises(ConfigError, match="world_size is 4 but nodes x procs_per_node = 8 x 1 = 8"):
-        identify(config(nodes=4, distributed__world_size=4), pytorchjob("0", nodes="8"))
+def test_what_the_file_says_of_its_own_number_of_nodes_ends_with_that_number():
+    made, _ = identify(config(nodes=4, distributed__world_size=4, slurm__nodes=4), pytorchjob("0", nodes="8"))
+    assert (made.world_size, made.distributed.world_size, made.slurm.nodes) == (8, None, None)
+    same, _ = identify(config(nodes=4, distributed__world_size=4, slurm__nodes=4), pytorchjob("0", nodes="4"))
+    assert (same.distributed.world_size, same.slurm.nodes) == (4, 4)
+
+
+@pytest.mark.parametrize("stated", ["4", "04", "auto", "cpu", "gpu", ""])
+def test_ranks_per_node_that_agree_or_state_nothing_are_accepted(stated):
+    _, node = identify(config(procs_per_node=4), pytorchjob("1", PET_NPROC_PER_NODE=stated))
+    assert node.ranks_on_machine == 4

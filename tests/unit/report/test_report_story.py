@@ -47,6 +47,13 @@ def test_going_on_without_a_resume_means_beginning_again():
     assert (incident.resumed_step, incident.lost_steps, incident.recovery_seconds) == (0, 40, 2.0)
 
 
+def test_resume_at_step_0_is_told_as_beginning_again():
+    run = tell(inputs(START, FORM, FAULT, event(12, "form"), event(12.5, "resume", step=0, source="nothing", lost_steps=40)))
+    (incident,) = run.incidents
+    assert (incident.resumed_step, incident.source, incident.lost_steps, incident.recovery_seconds) == (0, "the beginning", 40, 2.5)
+    assert "It met 1 fault and started again from the beginning in 2.5 s, at a cost of 40 steps of work." in sentence(run, None)
+
+
 def test_second_fault_before_anything_was_saved_is_an_incident_of_its_own():
     second = event(20, "fault", cause="crash", rank=0, step=9)
     run = tell(inputs(START, FORM, FAULT, event(12, "form"), second, event(21, "form"), event(30, "checkpoint", step=20)))

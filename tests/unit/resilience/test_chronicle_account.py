@@ -51,7 +51,7 @@ def test_everything_counted_comes_back_to_the_next_agent(chronicle, clock):
     chronicle.restarted("crash")
     chronicle.end()
     later = successor(chronicle)
-    assert later.recall() is False
+    assert later.recall() is None
     assert later.record == chronicle.record
     assert later.ledger().restarts == {"crash": 1, "hang": 0, "preemption": 0, "peer_loss": 0}
     assert (later.lost_steps, later.reached_step, later.durable_step) == (4, 9, 5)
@@ -60,13 +60,15 @@ def test_everything_counted_comes_back_to_the_next_agent(chronicle, clock):
 
 def test_an_agent_that_was_killed_is_noticed_by_its_successor_and_one_that_left_is_not(chronicle):
     chronicle.begin_attempt(1)
-    assert successor(chronicle).recall() is True
+    assert successor(chronicle).recall() == "peer_loss"
+    chronicle.end("preemption")
+    assert successor(chronicle).recall() == "preemption"
     chronicle.end()
-    assert successor(chronicle).recall() is False
+    assert successor(chronicle).recall() is None
 
 
 def test_the_first_agent_of_a_run_has_nothing_to_recall(chronicle):
-    assert chronicle.recall() is False
+    assert chronicle.recall() is None
     assert chronicle.ledger().goodput_ratio is None
 
 
@@ -75,7 +77,7 @@ def test_the_first_agent_of_a_run_has_nothing_to_recall(chronicle):
 )
 def test_a_torn_ledger_is_a_fresh_start(chronicle, content):
     chronicle.path.write_text(content)
-    assert chronicle.recall() is False
+    assert chronicle.recall() is None
     assert chronicle.ledger() == Chronicle("run", 0, 4, None).ledger()
 
 
@@ -87,7 +89,7 @@ def test_a_ledger_that_is_cut_anywhere_never_raises_and_never_invents(chronicle,
     for length in range(len(whole)):
         chronicle.path.write_bytes(whole[:length])
         later = successor(chronicle)
-        assert later.recall() is False
+        assert later.recall() is None
         assert later.reached_step == 0
 
 
@@ -95,7 +97,7 @@ def test_other_nodes_keep_nothing_on_disk(tmp_path):
     chronicle = Chronicle("run", 1, 4, None)
     chronicle.begin_attempt(1)
     chronicle.end()
-    assert chronicle.recall() is False
+    assert chronicle.recall() is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -106,7 +108,7 @@ def test_a_killed_agents_progress_is_newer_than_its_ledger_and_is_used(chronicle
     document = compose([facts], chronicle.ledger(), None, 1.0).to_bytes()
     (chronicle.path.parent / PROGRESS_FILE).write_bytes(document)
     later = successor(chronicle)
-    assert later.recall() is True
+    assert later.recall() == "peer_loss"
     assert (later.reached_step, later.durable_step) == (12, 10)
     assert later.restarted("peer_loss") == 2
 
@@ -141,12 +143,12 @@ def test_an_agent_that_is_killed_again_while_it_starts_loses_nothing_more(chroni
     training = compose([facts], chronicle.ledger(), None, 1.0)
     (chronicle.path.parent / PROGRESS_FILE).write_bytes(training.to_bytes())
     second = successor(chronicle)
-    assert second.recall() is True
+    assert second.recall() == "peer_loss"
     assert second.restarted("peer_loss") == 7
     second.begin_attempt(2)
     (chronicle.path.parent / PROGRESS_FILE).write_bytes(compose([], second.ledger(), training, 2.0).to_bytes())
     third = successor(chronicle)
-    assert third.recall() is True
+    assert third.recall() == "peer_loss"
     assert third.restarted("peer_loss") == 0
     assert third.lost_steps == 7
     assert third.reached_step == 17
@@ -225,4 +227,25 @@ def test_the_ledger_on_disk_is_plain_json_with_the_numbers(chronicle):
     chronicle.end()
     raw = json.loads(chronicle.path.read_text())
     assert raw["restarts"]["hang"] == 1
-    assert raw["running"] is False
+    assert raw["interrupted_by"] is None
+
+
+def test_a_recovery_is_timed_from_the_fault_over_the_meeting_to_the_first_step(chronicle, clock):
+    chronicle.begin_attempt(1)
+    look(chronicle, clock, 4, step=3)
+    assert chronicle.ledger().recovery_seconds == {}  # a first start is no recovery
+    chronicle.restarted("crash")
+    clock.now += 0.25
+    chronicle.begin_attempt(2)
+    look(chronicle, clock, 1, phase="starting")
+    assert chronicle.ledger().recovery_seconds == {}
+    look(chronicle, clock, 1, step=4)
+    look(chronicle, clock, 9, step=9)
+    assert chronicle.ledger().recovery_seconds == {"form": 0.25, "first_step": 2.0}
+
+
+def test_checkpoints_that_were_set_aside_are_counted(chronicle, clock):
+    (chronicle.path.parent / "checkpoints" / "quarantine" / "step-000000003").mkdir(parents=True)
+    chronicle.begin_attempt(1)
+    look(chronicle, clock, 1)
+    assert chronicle.ledger().verify_failures == 1

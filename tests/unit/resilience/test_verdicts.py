@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddp_trainer.config import FaultToleranceSection
-from ddp_trainer.errors import CONFIG_ERROR, DATA_ERROR, DIVERGED, EXITS, NO_PROGRESS, RANK_CRASHED, USER_ERROR
-from ddp_trainer.resilience.fault import ECHO, Fault
+from ddp_trainer.errors import CONFIG_ERROR, DATA_ERROR, DIVERGED, EXITS, NO_PROGRESS, PEER_LOST, RANK_CRASHED, USER_ERROR
+from ddp_trainer.resilience.fault import ECHO, FAILED_COLLECTIVE, Fault
 from ddp_trainer.resilience.verdict import FINAL_CAUSES, Record, judge
 
 POLICY = FaultToleranceSection(max_restarts=10, no_progress_restarts=3)
@@ -48,6 +48,8 @@ def judged(faults, policy=POLICY, record=None):
         ("exceptions at one checkpoint", [(fault("user_error", s, "ValueError: x"), 5) for s in range(30)], USER_ERROR, 3),
         ("ever new exceptions with progress", [(fault("user_error", s, f"ValueError: {s}"), s) for s in range(30)], USER_ERROR, 10),
         ("the same crash, which is no exception", [(fault(step=7), s) for s in range(30)], RANK_CRASHED, 10),
+        ("ranks that lose each other at one checkpoint", [(fault(FAILED_COLLECTIVE), 5)] * 30, PEER_LOST, 3),
+        ("ranks that lose each other, with progress", [(fault(FAILED_COLLECTIVE), s) for s in range(200)], None, 200),
         *((f"{cause} again and again", [(fault(cause), 5)] * 200, None, 200) for cause in PEER_CAUSES),
     ],
 )

@@ -17,12 +17,12 @@ LEDGER = Ledger(
     lost_steps=9,
     training_seconds=9,
     wall_seconds=10,
-    recovery_seconds={"form": 0.4},
+    verify_failures=3,
+    recovery_seconds={"form": 0.4, "load": 1.5},
 )
 SECTION_E = {
     "trainer_step_seconds",
     "trainer_samples_total",
-    "trainer_data_wait_seconds_total",
     "trainer_checkpoint_stall_seconds",
     "trainer_checkpoint_persist_seconds",
     "trainer_checkpoint_last_durable_step",
@@ -47,7 +47,7 @@ def facts(rank):
         "checkpoint_persist_seconds_total": 1.2,
     }
     base = {"rank": rank, "pid": 9, "phase": "training", "step": 30, "total_steps": 80, "epoch": 1.5, "loss": 1.25, "test_accuracy": 0.5}
-    speed = {"samples_total": 640, "samples_per_second": 32.0, "data_wait_seconds_total": 0.5, "step_histogram": pace.histogram()}
+    speed = {"samples_total": 640, "samples_per_second": 32.0, "step_histogram": pace.histogram()}
     return {**base, **speed, **(sums if rank == 0 else {}), "attempt": 1, "updated_at": 1000.0}
 
 
@@ -91,6 +91,8 @@ def test_the_numbers_are_those_of_the_facts():
     assert samples["trainer_lost_steps_total", ()] == 9
     assert samples["trainer_goodput_ratio", ()] == 0.9
     assert samples["trainer_recovery_seconds", (("phase", "form"),)] == 0.4
+    assert samples["trainer_recovery_seconds", (("phase", "load"),)] == 1.5
+    assert samples["trainer_checkpoint_verify_failures_total", ()] == 3
     assert samples["trainer_phase", (("phase", "training"),)] == 1
     assert samples["trainer_phase", (("phase", "saving"),)] == 0
 

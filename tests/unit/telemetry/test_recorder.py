@@ -147,6 +147,34 @@ def test_rank_0_writes_the_curves_and_the_diary(clock, tmp_path):
     assert (events[4]["metrics"], events[4]["seconds"]) == ({"accuracy": 0.5}, 0.5)
 
 
+def test_a_start_from_the_beginning_voids_what_was_written_before_it(clock, tmp_path):
+    config = CONFIG.with_values({"telemetry.tensorboard": True})
+    before = recorder(clock, run_dir=tmp_path, config=config, attempt=1)
+    for step in (10, 20):
+        before.train_metrics(step, 2.0, 0.1, 0.05)
+    before.close()
+    after = recorder(clock, run_dir=tmp_path, config=config, attempt=2)
+    after.resumed(0, "nothing", 25)
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+    after.train_metrics(10, 3.0, 0.1, 0.05)
+    after.close()
+    assert [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [3.0]
+    (event,) = read_events(tmp_path / "events.jsonl")
+    assert (event["kind"], event["step"], event["source"], event["lost_steps"]) == ("resume", 0, "nothing", 25)
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", exc_type=ImportError)
+    curves = reader.EventAccumulator(str(tmp_path / "tensorboard"))
+    curves.Reload()
+    assert [(point.step, point.value) for point in curves.Scalars("train/loss")] == [(10, 3.0)]
+
+
+@pytest.mark.parametrize("uuid", ["GPU-4C7A0d5e-0000", "4c7a0d5e-0000"])
+def test_a_ranks_gpu_is_known_by_the_same_name_whoever_names_it(clock, page, uuid):
+    mine = recorder(clock, page)
+    assert "gpu_uuid" not in page.read(0)
+    mine.on_gpu(uuid)
+    assert page.read(0)["gpu_uuid"] == "4c7a0d5e-0000"
+
+
 def test_a_rank_without_run_directory_writes_no_file(clock, page, tmp_path):
     mine = recorder(clock, page, rank=1)
     mine.train_metrics(10, 1.0, 0.5, 0.1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import time
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Self
 
 from ddp_trainer.checkpoint.store import write_durably
 from ddp_trainer.errors import DataError, PeerLostError
+
+_log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 
@@ -25,6 +28,7 @@ class RunLock:
     def __init__(self, descriptor: int, counter: Path) -> None:
         self._descriptor = descriptor
         self._counter = counter
+        self._drawn = 0
 
     @classmethod
     def acquire(cls, run_dir: Path, wait_seconds: float) -> Self:
@@ -47,21 +51,25 @@ class RunLock:
         return cls(descriptor, run_dir / "attempt")
 
     def next_attempt(self) -> int:
-        """Draw a number higher than any before it in this run; durable before it is used. Every start of the ranks gets one.
+        """Draw a number higher than any before it in this run; durable before it is used, unless the disk is full.
 
         Raises:
-            DataError: the counter is damaged, or cannot be written.
+            DataError: the counter is damaged, or cannot be read.
         """
         try:
-            attempt = int(self._counter.read_text()) + 1 if self._counter.exists() else 1
-            write_durably(self._counter, f"{attempt}\n".encode())
+            before = int(self._counter.read_text()) if self._counter.exists() else 0
         except OSError as error:
-            raise DataError(f"{self._counter} cannot be written: {error.strerror}; free space, or check the volume") from None
+            raise DataError(f"{self._counter} cannot be read: {error.strerror}; check the volume") from None
         except ValueError:
             raise DataError(
                 f"{self._counter} holds no number; write one into it that is higher than every attempt in events.jsonl"
             ) from None
-        return attempt
+        self._drawn = max(before, self._drawn) + 1
+        try:
+            write_durably(self._counter, f"{self._drawn}\n".encode())
+        except OSError as error:  # a full disk must not end a run that can still train
+            _log.warning("%s cannot be written: %s; free space before the next start", self._counter, error.strerror)
+        return self._drawn
 
     def release(self) -> None:
         """Let the next run in."""
@@ -70,6 +78,7 @@ class RunLock:
 
 def _wait(descriptor: int, run_dir: Path, wait_seconds: float) -> None:
     deadline = time.monotonic() + wait_seconds
+    is_told = not wait_seconds
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,8 +88,11 @@ def _wait(descriptor: int, run_dir: Path, wait_seconds: float) -> None:
                 raise DataError(f"{run_dir / 'lock'} cannot be locked: {error.strerror}; the volume must support flock") from None
         else:
             return
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        if not is_told:
+            _log.info("%s is in use (process %s); waiting up to %.0f s for it to end", run_dir, holder, wait_seconds)
+            is_told = True
         if time.monotonic() >= deadline:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
             if wait_seconds:
                 raise PeerLostError(f"{run_dir} is still in use (process {holder}) after {wait_seconds:.0f} s; its holder must end first")

@@ -18,6 +18,8 @@ MANIFEST_NAME = "manifest.json"
 PREFIX = "step-"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 """What a data file may be called: nothing that leads out of the folder."""
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""Errors that say something about the checkpoint; any other is the volume's, and may pass."""
 _BLOCK_BYTES = 4 * 1024 * 1024
 """Read size while hashing: large enough to keep SHA-256 (about 1.5 GB/s) busy, small beside the page cache."""
 
@@ -86,10 +88,11 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         BadCheckpointError: missing, torn or of another format.
+        OSError: the volume cannot be read now, which says nothing about the checkpoint.
     """
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST_NAME).read_bytes())
-    except OSError as error:
+    except MISSING as error:
         raise BadCheckpointError(f"manifest unreadable: {error.strerror}") from None
     except ValidationError as error:
         raise BadCheckpointError(f"manifest invalid: {error.errors()[0]['msg']}") from None
@@ -105,6 +108,7 @@ def verify(folder: Path) -> Manifest:
 
     Raises:
         BadCheckpointError: with the file and what is wrong with it.
+        OSError: the volume cannot be read now.
     """
     manifest = read_manifest(folder)
     for name, entry in manifest.files.items():
@@ -114,7 +118,7 @@ def verify(folder: Path) -> Manifest:
         try:
             size = path.stat().st_size
             digest = sha256_of(path)
-        except OSError as error:
+        except MISSING as error:
             raise BadCheckpointError(f"{name}: {error.strerror}") from None
         if size != entry.bytes:
             raise BadCheckpointError(f"{name}: {size} bytes, the manifest says {entry.bytes}")

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from ddp_trainer.checkpoint.manifest import FileEntry, Manifest
 from ddp_trainer.checkpoint.schedule import Due
 from ddp_trainer.checkpoint.state import RunState
 from ddp_trainer.checkpoint.store import CheckpointStore
-from ddp_trainer.errors import DataError
+from ddp_trainer.errors import DataError, DivergedError
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ class Saver:
         """The state after `step` is complete and may be saved now.
 
         Raises:
+            DivergedError: a tensor of the state is not finite; nothing is written.
             DataError: the final state cannot be written. Earlier failures are logged and tried again at the next interval: a full disk
                 must not stop a run that can still train.
         """
@@ -56,7 +59,9 @@ class Saver:
             return
         self.saving()
         try:
-            manifest = self.store.commit(self.state.tensors(), lambda files: self.describe(step, files))
+            tensors = self.state.tensors()
+            _assert_finite(step, tensors)
+            manifest = self.store.commit(tensors, lambda files: self.describe(step, files))
         except DataError as error:
             if step >= self.due.total_steps:
                 raise
@@ -65,3 +70,10 @@ class Saver:
             self.last_step = step
             self.saved(manifest, self.clock() - started)
         self._last_time = self.clock()
+
+
+def _assert_finite(step: int, tensors: Mapping[str, Tensor]) -> None:
+    """A state that is not finite would be the newest checkpoint, and every start from it would fail the same way."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.sum(dtype=tensor.dtype).isfinite()) and not bool(tensor.isfinite().all()):
+            raise DivergedError(f"{name} is not finite after step {step}: not saved, and the last checkpoint is good; lower optim.lr")

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +25,13 @@ from ddp_trainer.checkpoint import manifest as manifests
 from ddp_trainer.checkpoint.manifest import BadCheckpointError, FileEntry, Manifest
 from ddp_trainer.errors import DataError
 
+_log = logging.getLogger(__name__)
+
 TENSORS_NAME = "state.safetensors"
 QUARANTINE_NAME = "quarantine"
+READ_ATTEMPTS = 4
+READ_PAUSE_SECONDS = 1.0
+"""A network volume's hiccup passes; a good checkpoint must not be set aside for it."""
 _TEMPORARY = ".tmp-"
 
 
@@ -119,15 +126,16 @@ class CheckpointStore:
         """The newest checkpoint that verifies; None if there never was one. What fails goes to `quarantine/`, with the reason beside it.
 
         Raises:
-            DataError: there were checkpoints, and none of them verifies; or a bad one cannot be moved.
+            DataError: there were checkpoints, and none of them verifies; or a bad one cannot be moved; or the volume cannot be read, after
+                `READ_ATTEMPTS`: then nothing is moved.
         """
         bad: list[tuple[int, str]] = []
         for step in reversed(self.steps()):
             folder = self.folder(step)
             try:
-                manifest = _trusted(folder)
-                return Loaded(manifest, load_file(folder / TENSORS_NAME), tuple(bad))
-            except (BadCheckpointError, SafetensorError, OSError) as error:
+                manifest, tensors = self._read(folder)
+                return Loaded(manifest, tensors, tuple(bad))
+            except (BadCheckpointError, SafetensorError) as error:
                 bad.append((step, str(error)))
                 self._quarantine(folder, str(error))
         if set_aside := self._in_quarantine():
@@ -137,6 +145,17 @@ class CheckpointStore:
                 f"give an empty --run-dir, or start afresh here with --set run.resume=never"
             )
         return None
+
+    def _read(self, folder: Path) -> tuple[Manifest, dict[str, Tensor]]:
+        for attempt in range(1, READ_ATTEMPTS + 1):
+            try:
+                return _trusted(folder), load_file(folder / TENSORS_NAME)
+            except OSError as error:
+                if attempt == READ_ATTEMPTS:
+                    raise DataError(f"{folder} cannot be read: {error}; nothing was moved; start again once the volume is well") from None
+                _log.warning("%s cannot be read (%s); trying again", folder, error)
+                time.sleep(READ_PAUSE_SECONDS)
+        raise AssertionError("READ_ATTEMPTS is at least 1")
 
     def verified(self) -> Iterator[tuple[int, Manifest | None, str]]:
         """Every step, newest first, with its manifest, or None and the reason why not. Nothing is moved."""

@@ -6,6 +6,7 @@ The key is the source's identity with the image size, so a changed source gets a
 written under a temporary name, synced, and renamed. Ranks that start together meet at a file lock; one decodes, the others wait.
 Opening checks meta.json's own hash, every file's size, the labels and a few blocks of pixels spread over each file; `verify` reads
 everything. What fails is rebuilt, and said. Old folders are not removed: the whole cache may be deleted at any time.
+A seed is a cache that somebody else made, such as the builder of a container's image: it is looked into first, and only read.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ def default_cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "ddp-trainer"
 
 
-def open_or_build(source: Source, size: int, cache_dir: Path, report: Report) -> Decoded:
-    """The decoded images of `source`, scaled to `size` x `size` pixels.
+def open_or_build(source: Source, size: int, cache_dir: Path, report: Report, seed_dir: Path | None = None) -> Decoded:
+    """The decoded images of `source`, scaled to `size` x `size` pixels: from the seed if it has them, else from `cache_dir`.
 
     Blocks while images are decoded, by this process (which calls `report`) or by another one (see `lock.exclusive` for the bound).
 
@@ -83,6 +84,8 @@ def open_or_build(source: Source, size: int, cache_dir: Path, report: Report) ->
         DataError: the source is unusable, or the cache directory cannot be written.
     """
     key = hashlib.sha256(f"{FORMAT} {size} {source.identity()}".encode()).hexdigest()[:20]
+    if seed_dir is not None and (seeded := _open_seed(seed_dir / "decoded" / key)):
+        return seeded
     folder = cache_dir / "decoded" / key
     with suppress(FileNotFoundError, _UnusableError):  # said and removed below, under the lock
         return _open(folder)
@@ -174,6 +177,16 @@ def _moments(histogram: NDArray[np.int64]) -> tuple[list[float], list[float]]:
     mean = (histogram * values).sum(axis=1) / count
     variance = (histogram * values**2).sum(axis=1) / count - mean**2
     return mean.tolist(), np.sqrt(np.maximum(variance, 1.0)).tolist()  # at least one grey level, for a set of one flat colour
+
+
+def _open_seed(folder: Path) -> Decoded | None:
+    try:
+        return _open(folder)
+    except FileNotFoundError:  # other images, or another size: nothing is wrong with the seed
+        return None
+    except (_UnusableError, OSError) as error:
+        log.warning("decoded images in %s cannot be used (%s); going on without them", folder, error)
+        return None
 
 
 def _open(folder: Path) -> Decoded:

@@ -1,6 +1,7 @@
 """Which node this process is: read from what Kubernetes, Slurm or a person put into the environment.
 
-The injected RANK and WORLD_SIZE are never trusted: they count pods, not processes.
+The injected RANK and WORLD_SIZE are never trusted: they count pods, not processes. The number of nodes is taken from the environment (it
+is what really was started) and the number of ranks on each from the configuration; where the environment states that too, it must agree.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def identify(config: RunConfig, environment: Mapping[str, str]) -> tuple[RunConf
         if stated != nodes:
             config = config.with_values({"distributed.nodes": stated})
             nodes = stated
+    _check_ranks(config, environment)
     if nodes == 1 and index is None:
         return config, Node(0, 1, "127.0.0.1", _port(environment), config.distributed.procs_per_node)
     if index is None:
@@ -47,6 +49,15 @@ def identify(config: RunConfig, environment: Mapping[str, str]) -> tuple[RunConf
     if not host:
         raise ConfigError("MASTER_ADDR is not set, so this node cannot find node 0; set it to node 0's host name")
     return config, Node(node, nodes, host, _port(environment), config.distributed.procs_per_node)
+
+
+def _check_ranks(config: RunConfig, environment: Mapping[str, str]) -> None:
+    """`auto`, `cpu` and `gpu` are torchrun's words for "find out", and state nothing."""
+    stated, ranks = environment.get("PET_NPROC_PER_NODE", ""), config.distributed.procs_per_node
+    if stated.isdecimal() and int(stated) != ranks:
+        raise ConfigError(
+            f"PET_NPROC_PER_NODE (the job's nprocPerNode) is {stated} but distributed.procs_per_node is {ranks}; make them equal"
+        )
 
 
 def _first(environment: Mapping[str, str], *names: str) -> tuple[str, str] | None:

@@ -1,8 +1,9 @@
 """`ddp local`: N agents on this machine, each as if it were a machine of its own, and a cluster's manners towards them.
 
 The supervisor forks a nursery (a zygote) before anything else and starts every agent from it, so torch is imported once for all of them.
-An agent that dies, or leaves with a code that asks for it (128 and above), is started again; a final code ends all. Nothing outlives
-the supervisor: Ctrl-C stops the agents in order, and if it is killed itself, the kernel kills the tree below it.
+An agent that dies, or leaves with a code that asks for it (128 and above), is started again; a final code ends all, and so does node 0's
+success, after which nobody is started again. Nothing outlives the supervisor: Ctrl-C stops the agents in order, and if it is killed
+itself, the kernel kills the tree below it.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from types import FrameType
 from typing import Any
 
 from ddp_trainer.config import RunConfig
-from ddp_trainer.errors import FINISHED, FIRST_RETRIED_CODE, PEER_LOST, ConfigError, DataError
+from ddp_trainer.errors import FINISHED, FIRST_RETRIED_CODE, ConfigError, DataError
+from ddp_trainer.launchers.guard import claim
 from ddp_trainer.launchers.identity import LAST_PORT
 from ddp_trainer.launchers.view import View
 from ddp_trainer.resilience.entrypoint import PRELOAD, Node
-from ddp_trainer.resilience.zygote import Death, Zygote
+from ddp_trainer.resilience.zygote import Death, Zygote, ZygoteError
 
 AGENT_TARGET = "ddp_trainer.resilience.entrypoint:run"
-NURSERY_PRELOAD = (*PRELOAD, "ddp_trainer.resilience.agent")
 LOOK_SECONDS = 0.1
 STOP_SECONDS = 10.0
 """How long agents may take to leave after SIGTERM, or after another has left for good, before they are killed."""
@@ -58,8 +59,10 @@ class Local:
     on_look: Callable[[Local], None] = lambda _: None  # a default that does nothing
     """Called about ten times a second while the run goes on."""
     _signal: int = 0
-    _final: int = 0
+    _settled: int | None = None
+    """The code of the whole, once an agent's end has settled it; the others are only waited for from then on."""
     _deadline: float = math.inf
+    _notes: list[str] = field(default_factory=list)
 
     def kill_agent(self, node: int) -> None:
         """SIGKILL one agent, as a lost machine would end it; for demonstrations."""
@@ -80,19 +83,35 @@ class Local:
             raise DataError(
                 f"the run directory {self.config.run_dir} cannot be written: {error.strerror}; give another with --run-dir"
             ) from None
-        self._agents = self._plan(logs)
-        self._check_ports()
-        nursery = Zygote.fork(NURSERY_PRELOAD)
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, self._on_signal)
-        self.view.start(self.config, [f"http://127.0.0.1:{agent.telemetry_port}" for agent in self._agents])
+        nursery = Zygote.fork(PRELOAD)  # before the directory is claimed: agents must not keep it from the next run
         try:
+            claimed = claim(self.config.run_dir)
+        except DataError:
+            nursery.close()
+            raise
+        with claimed:
+            return self._supervise(nursery, logs)
+
+    def _supervise(self, nursery: Zygote, logs: Path) -> int:
+        code, words = FINISHED.code, {}
+        try:
+            self._agents = self._plan(logs)
+            self._check_ports()
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(signum, self._on_signal)
+            self.view.start(self.config, [f"http://127.0.0.1:{agent.telemetry_port}" for agent in self._agents])
+            for note in self._notes:
+                self.view.say(note)
             for agent in self._agents:
                 self._start(nursery, agent)
             code = self._watch(nursery)
+            words = self._words() if code else {}
+        except ZygoteError as error:  # all agents have died with it
+            sentence = f"{error}; no agent is left, and the same command goes on from the last checkpoint"
+            code, words = error.exit.code, {"cause": error.exit.cause, "message": sentence}
         finally:
             nursery.close()
-        self.view.finish(code, self._words())
+        self.view.finish(code, words)
         return code
 
     def _plan(self, logs: Path) -> list[_Agent]:
@@ -113,20 +132,17 @@ class Local:
         """A GPU for each rank, by number; none where ranks use the CPU."""
         if self.config.distributed.device == "cpu":
             return []
-        visible = self.environment.get("CUDA_VISIBLE_DEVICES")
-        # set to nothing means none, as it does for CUDA
-        gpus = (
-            [str(i) for i in range(count_gpus())]
-            if visible is None
-            else [name for name in visible.split(",") if name.strip() not in {"", "-1"}]
-        )
-        if self.config.distributed.device == "auto" and len(gpus) < ranks:
-            return [""] * ranks  # all on the CPU rather than some here and some there
-        if len(gpus) < ranks:
-            fitting = len(gpus) // self.config.distributed.procs_per_node
-            remedy = f"use --workers {fitting}, or " if fitting else "use "
-            raise ConfigError(f"{ranks} ranks need {ranks} GPUs but {len(gpus)} are present; {remedy}--set distributed.device=cpu")
-        return gpus
+        gpus = visible_gpus(self.environment)
+        if len(gpus) >= ranks:
+            return gpus
+        fitting = len(gpus) // self.config.distributed.procs_per_node
+        if self.config.distributed.device == "auto":  # all on the CPU rather than some here and some there
+            if gpus:
+                remedy = f"; --workers {fitting} would use them" if fitting else ""
+                self._notes.append(f"{ranks} ranks need {ranks} GPUs and {len(gpus)} are present, so all train on the CPU{remedy}")
+            return [""] * ranks
+        remedy = f"use --workers {fitting}, or " if fitting else "use "
+        raise ConfigError(f"{ranks} ranks need {ranks} GPUs but {len(gpus)} are present; {remedy}--set distributed.device=cpu")
 
     def _check_ports(self) -> None:
         """Say it at once, before torch is imported, if somebody has a port."""
@@ -163,26 +179,24 @@ class Local:
             self.on_look(self)
             if self._signal and self._deadline == math.inf:
                 self._stop_all(nursery)
-        if self._signal:
-            return INTERRUPTED if self._signal == signal.SIGINT else 128 + self._signal
-        if not self._final and self._by_pid:
-            return PEER_LOST.code
-        return self._final
+        for agent in self._by_pid.values():
+            self.view.say(f"agent {agent.node.node} did not leave within {STOP_SECONDS:.0f} s and is killed", "bad")
+        if self._settled is not None:
+            return self._settled
+        return INTERRUPTED if self._signal == signal.SIGINT else 128 + self._signal
 
     def _after(self, death: Death, nursery: Zygote) -> None:
         """One agent has ended: done, to be started again, or the end of all."""
         agent = self._by_pid.pop(death.pid)
         code = death.code if death.code >= 0 else 128 - death.code
-        if code == FINISHED.code or self._signal:
+        if self._signal or self._settled is not None:
             return
-        if self._deadline < math.inf:  # the others are leaving as well
-            self._final = self._final or code
-        elif code >= FIRST_RETRIED_CODE and agent.restarts < AGENT_RESTARTS:
+        if code >= FIRST_RETRIED_CODE and agent.restarts < AGENT_RESTARTS:
             agent.restarts += 1
             self.view.say(f"agent {agent.node.node} {_ended(death.code)}; starting it again", "bad")
             self._start(nursery, agent)
-        else:
-            self._final = code
+        elif code != FINISHED.code or agent.node.node == 0:  # node 0 has the run directory, so its success is the run's
+            self._settled = code
             self._deadline = time.monotonic() + STOP_SECONDS
 
     def _stop_all(self, nursery: Zygote) -> None:
@@ -211,6 +225,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that processes started with `environment` may use, as CUDA names them; set to nothing means none, as it does for CUDA."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(i) for i in range(count_gpus())]
+    return [name for name in visible.split(",") if name.strip() not in {"", "-1"}]
 
 
 def count_gpus() -> int:

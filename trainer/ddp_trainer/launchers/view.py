@@ -99,10 +99,11 @@ def _sentence(event: dict[str, Any]) -> tuple[str, Tone] | None:
             who = f"node {event.get('node')}" if event.get("rank") is None else f"rank {event.get('rank')}"
             return f"{who}: {event.get('message')} (step {event.get('step')})", "bad"
         case "restart":
-            return "all nodes meet again and go on from the last checkpoint", "plain"
+            return "all nodes meet again", "plain"
         case "resume":
             lost = event.get("lost_steps") or 0
-            return f"resumed at step {event.get('step')}" + (f", {lost} steps to do again" if lost else ""), "good"
+            where = f"resumed at step {event['step']}" if event.get("step") else "started again from the beginning"
+            return where + (f", {lost} steps to do again" if lost else ""), "good"
         case "checkpoint":
             seconds = event.get("persist_seconds") or 0.0
             return f"checkpoint at step {event.get('step')} ({(event.get('bytes') or 0) / 1e6:.0f} MB, {seconds:.2f} s)", "plain"

@@ -1,8 +1,8 @@
 """The run as a story: how it ended, which faults it met, what each cost, and where its time went.
 
 Pure: raw inputs in, one frozen `Run` out; page and charts only show what stands here. An incident begins with a fault and ends when
-training goes on; training that goes on without a `resume` had no saved state, so it began again at step 0. A fault that nothing followed
-stays open.
+training goes on; training that goes on without a `resume`, or with one at step 0, had no saved state, so it began again. A fault that
+nothing followed stays open.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ LASTING = frozenset({"checkpoint", "resume", "finish"})
 """Events whose step no later fault has taken back."""
 INTENDED_EXITS = frozenset({0, 130, 143})
 """Finished, Ctrl-C and preemption: somebody wanted the stop."""
+
+THE_BEGINNING = "the beginning"
+"""The `source` of an incident after which there was no state to go on from."""
 
 PhaseName = Literal["starting", "training", "evaluating", "recovering"]
 
@@ -158,7 +161,7 @@ def find_incidents(records: list[Record], clock: RunClock) -> list[Incident]:
             formed = seconds
         elif kind == "resume":
             lost = max(0, current.step - step) if current.step is not None and step is not None else whole(record.get("lost_steps"))
-            source = text(record.get("source"))
+            source = text(record.get("source")) if step else THE_BEGINNING
             found.append(replace(current, resumed_seconds=seconds, resumed_step=step, source=source, lost_steps=lost))
             current = None
         elif kind in PROGRESS_SIGNS and formed is not None:
@@ -176,7 +179,7 @@ def _at_rest(incident: Incident, formed: float | None, has_state: bool, stopped:
 
 
 def _begun_again(incident: Incident, seconds: float) -> Incident:
-    return replace(incident, resumed_seconds=seconds, resumed_step=0, source="the beginning", lost_steps=incident.step)
+    return replace(incident, resumed_seconds=seconds, resumed_step=0, source=THE_BEGINNING, lost_steps=incident.step)
 
 
 def _opened(record: Record, seconds: float, step: int | None) -> Incident:

@@ -79,7 +79,8 @@ def _faults_sentence(run: Run) -> str:
     cost = (
         f", at a cost of {run.lost_steps:,} steps of work" if run.lost_steps else ", without losing a step" if run.lost_steps == 0 else ""
     )
-    return f" It met {faults} and had its state back{rest} {each}{cost}."
+    went_on = "had its state back" if any(i.resumed_step for i in run.incidents) else "started again from the beginning"
+    return f" It met {faults} and {went_on}{rest} {each}{cost}."
 
 
 def cards(run: Run) -> list[Card]:

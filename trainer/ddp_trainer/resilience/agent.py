@@ -10,6 +10,7 @@ Node 0 is the judge: a fault posted by any node is decided there, once, and ever
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
@@ -23,10 +24,10 @@ from torch.distributed.elastic.agent.server.api import RunResult, SimpleElasticA
 from torch.distributed.elastic.rendezvous import RendezvousClosedError
 
 from ddp_trainer.config import RunConfig
-from ddp_trainer.errors import BY_CAUSE, FINISHED, PREEMPTED, RANK_CRASHED, Exit, PeerLostError
+from ddp_trainer.errors import BY_CAUSE, FINISHED, PREEMPTED, RANK_CRASHED, DdpError, Exit
 from ddp_trainer.resilience.chronicle import Chronicle
-from ddp_trainer.resilience.fault import ECHO, Fault, of_death
-from ddp_trainer.resilience.rendezvous import GenerationBarrier, StoreLostError
+from ddp_trainer.resilience.fault import ECHO, FAILED_COLLECTIVE, Fault, of_death
+from ddp_trainer.resilience.rendezvous import GenerationBarrier, StoreLostError, SupersededError
 from ddp_trainer.resilience.verdict import judge
 from ddp_trainer.resilience.zygote import Death, Zygote, ZygoteError
 from ddp_trainer.telemetry.events import EventLog
@@ -46,6 +47,12 @@ class Ending:
 
     exit: Exit
     fault: Fault | None = None
+
+
+class StuckRankError(DdpError):
+    """A rank that SIGKILL does not end: nothing can be started in its place on this machine."""
+
+    exit = RANK_CRASHED
 
 
 class StopAskedError(Exception):
@@ -102,17 +109,20 @@ class GangAgent(SimpleElasticAgent):
         try:
             self.run()
             ending = self._ending
+            if ending.exit is FINISHED:
+                self._barrier.farewell()
         except RendezvousClosedError as closed:
             ending = _ending_of(str(closed))
-        except PeerLostError as error:
-            _log.error("%s", error)  # a sentence for people
-            ending = Ending(error.exit, self._fault_here("peer_loss", error.exit.code, str(error)))
+            self._barrier.farewell()
         except StopAskedError:
             ending = self._preempted()
-        except ZygoteError as error:
-            # this process has threads by now, so it cannot fork another zygote: the container is started again instead
-            ending = Ending(RANK_CRASHED, self._fault_here("crash", RANK_CRASHED.code, str(error)))
-        self._barrier.farewell()
+        except DdpError as error:
+            # peers that do not come, a zygote that is gone (this process has threads by now, so it cannot fork another one), or a run
+            # directory that fails: where starting again helps, it is the container that is started again
+            _log.error("%s", error)  # a sentence for people
+            ending = Ending(error.exit, self._fault_here(error.exit.cause, error.exit.code, str(error)))
+            if not error.exit.retried:
+                self._close(ending.exit, ending.fault, str(error))
         return ending
 
     def ask_to_stop(self) -> None:
@@ -132,6 +142,8 @@ class GangAgent(SimpleElasticAgent):
                 if self._barrier.node == 0:
                     raise
                 _log.warning("%s; waiting for its return", lost)
+                ending = None
+            except SupersededError:
                 ending = None
             self._stop_workers(group)
             if ending is not None:
@@ -181,7 +193,7 @@ class GangAgent(SimpleElasticAgent):
                     "page": str(self._page.path),
                     "note": str(self._note(worker.local_rank)),
                 },
-                dict(self._environment) | _torch_names(worker, worker_group),
+                dict(self._environment) | _caches(self._config, self._environment) | _torch_names(worker, worker_group),
                 self._rank_logs / f"rank-{worker.global_rank}.log" if self._rank_logs else None,
             )
             self._running[pid] = worker.local_rank
@@ -191,9 +203,18 @@ class GangAgent(SimpleElasticAgent):
     def _stop_workers(self, worker_group: WorkerGroup) -> None:  # noqa: ARG002  # torch's signature
         for pid in self._running:
             self._zygote.kill(pid, signal.SIGKILL)
+        bound_seconds = self._config.fault_tolerance.stop_grace_seconds
+        deadline = time.monotonic() + bound_seconds
         while self._running:
-            for death in self._zygote.deaths(timeout_seconds=1.0):
+            for death in self._zygote.deaths(timeout_seconds=0.1):
                 self._running.pop(death.pid, None)
+            if self._running and time.monotonic() >= deadline:
+                stuck = ", ".join(f"{pid} (local rank {rank})" for pid, rank in self._running.items())
+                self._running.clear()
+                raise StuckRankError(
+                    f"ranks did not die within {bound_seconds:g} s of SIGKILL: process {stuck} is stuck in the kernel, "
+                    f"in a dead file system or a driver; see /proc/<pid>/stack on that machine"
+                )
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> NoReturn:
         raise NotImplementedError("the loop of this agent looks by itself: see _watch")
@@ -237,7 +258,13 @@ class GangAgent(SimpleElasticAgent):
             raise StopAskedError
 
     def _preempted(self) -> Ending:
-        return Ending(PREEMPTED, self._fault_here("preemption", PREEMPTED.code, "asked to stop by SIGTERM"))
+        """Asked to stop: said to the others first, who would else find a lost peer."""
+        fault = self._fault_here("preemption", PREEMPTED.code, "asked to stop by SIGTERM")
+        with contextlib.suppress(StoreLostError):
+            self._barrier.post_fault(fault.to_json())
+        if self._barrier.node == 0:
+            self._record_fault(fault)
+        return Ending(PREEMPTED, fault)
 
     def _faults(self, deaths: list[Death]) -> list[Fault]:
         found = []
@@ -259,7 +286,7 @@ class GangAgent(SimpleElasticAgent):
             return
         if text is None:
             echo = Fault.from_json(self._barrier.echo() or "")
-            fault = Fault("peer_loss", echo.node, None, echo.exit, echo.step, f"lost its peers: {echo.message}")
+            fault = replace(echo, cause=FAILED_COLLECTIVE, message=f"lost its peers: {echo.message}")
             self._barrier.post_fault(fault.to_json())
         else:
             fault = Fault.from_json(text)
@@ -271,8 +298,13 @@ class GangAgent(SimpleElasticAgent):
         _log.error("%s", verdict.reason)
         self._record_fault(fault)
         self._chronicle.save()
-        ending = {"cause": verdict.leave.cause, "fault": json.loads(fault.to_json()), "reason": verdict.reason}
-        self._barrier.close(json.dumps(ending))
+        self._close(verdict.leave, fault, verdict.reason)
+
+    def _close(self, leave: Exit, fault: Fault | None, reason: str) -> None:
+        """End the run for all agents, with the same words."""
+        words = {"cause": leave.cause, "fault": asdict(fault) if fault else None, "reason": reason}
+        with contextlib.suppress(StoreLostError):
+            self._barrier.close(json.dumps(words))
 
     def _account(self) -> None:
         """Node 0: write down why a generation ended and what it cost, before the next one forms."""
@@ -320,8 +352,16 @@ class GangAgent(SimpleElasticAgent):
 
 def _ending_of(text: str) -> Ending:
     raw = json.loads(text)
-    fault = Fault(**{**raw["fault"], "message": raw["reason"]})
+    fault = Fault(**{**raw["fault"], "message": raw["reason"]}) if raw.get("fault") else None
     return Ending(BY_CAUSE[raw["cause"]], fault)
+
+
+def _caches(config: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:
+    """Where compiled kernels are kept, so that only the first start of a run compiles."""
+    if config.precision.compile == "off":
+        return {}
+    folder = config.compile_cache(environment)
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
 
 
 def _torch_names(worker: Worker, group: WorkerGroup) -> dict[str, str]:

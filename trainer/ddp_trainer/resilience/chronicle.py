@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ddp_trainer.checkpoint.store import write_durably
+from ddp_trainer.checkpoint.store import QUARANTINE_NAME, write_durably
 from ddp_trainer.errors import DdpError
 from ddp_trainer.resilience.verdict import Record
 from ddp_trainer.telemetry.document import parse
 from ddp_trainer.telemetry.node import PROGRESS_FILE
 from ddp_trainer.telemetry.progress import Ledger
+
+_log = logging.getLogger(__name__)
 
 LEDGER_FILE = "ledger.json"
 PRODUCTIVE_PHASES = frozenset({"training", "evaluating", "saving"})
@@ -47,21 +50,27 @@ class Chronicle:
     standing_step: int = 0
     """The last step done whose loss would still have to be counted: a second fault before the first new step loses nothing more."""
     durable_step: int = 0
-    running: bool = False
+    interrupted_by: str | None = None
+    """What a successor has to count: nothing after an orderly end, a preemption, or the loss of an agent that left no word."""
     phase: Any = None
     note: str = ""
+    recovery_seconds: dict[str, float] = field(default_factory=dict)
+    """Of the last restart that this agent saw: until all nodes had met, and from there to the first step."""
+    verify_failures: int = 0
     clock: Callable[[], float] = time.monotonic
+    _fault_at: float | None = None
+    _formed_at: float | None = None
     _last: float | None = None
     _step_seconds: float = 0.0
 
-    def recall(self) -> bool:
+    def recall(self) -> str | None:
         """Take over what earlier agents of this run counted; a missing or torn file is a fresh start.
 
         Returns:
-            Whether the agent before this one was lost without an ending.
+            What ended the agent before this one, if that has to be counted as a restart.
         """
         if self.path is None:
-            return False
+            return None
         try:
             raw = json.loads(self.path.read_text(encoding="utf-8"))
             record = raw["record"]
@@ -69,15 +78,15 @@ class Chronicle:
             self.restarts.update(raw["restarts"])
             for name in NUMBERS:
                 setattr(self, name, raw[name])
-            was_lost = bool(raw["running"])
+            interrupted_by: str | None = raw["interrupted_by"]
         except (OSError, ValueError, KeyError, TypeError):
-            return False
+            return None
         with contextlib.suppress(OSError, DdpError):  # newer than the ledger, which is written at starts and faults only
             seen = parse(self.path.with_name(PROGRESS_FILE).read_bytes())
             self.reached_step = max(self.reached_step, seen.step)
             self.standing_step = max(self.standing_step, seen.step if seen.ranks else 0)
             self.durable_step = max(self.durable_step, seen.checkpoint.step if seen.checkpoint else 0)
-        return was_lost
+        return interrupted_by
 
     def observe(self, lead: dict[str, Any] | None) -> None:
         """Account for the time since the last look, given the facts of this node's first rank."""
@@ -88,6 +97,7 @@ class Chronicle:
             return
         if lead.get("phase") in PRODUCTIVE_PHASES:
             self.productive_seconds += passed
+            self._recovered(now)
         self.reached_step = max(self.reached_step, int(lead.get("step") or 0))
         self.standing_step = max(self.standing_step, int(lead.get("step") or 0))
         self._step_seconds = float(lead.get("step_seconds") or 0.0)
@@ -95,9 +105,21 @@ class Chronicle:
         if isinstance(saved, dict):
             self.durable_step = max(self.durable_step, int(saved.get("step") or 0))
 
+    def _recovered(self, now: float) -> None:
+        """The first look at ranks that train: how long that took, and what had to be set aside for it."""
+        if self._formed_at is None:
+            return
+        if self._fault_at is not None:
+            self.recovery_seconds = {"form": self._formed_at - self._fault_at, "first_step": now - self._formed_at}
+        if self.path is not None:
+            quarantine = self.path.parent / "checkpoints" / QUARANTINE_NAME
+            self.verify_failures = sum(1 for _ in quarantine.iterdir()) if quarantine.is_dir() else 0
+        self._formed_at = self._fault_at = None
+
     def restarted(self, cause: str) -> int:
         """Count a restart after a fault; returns the steps that have to be done again."""
         self.restarts[COUNTED_CAUSES.get(cause, "peer_loss")] += 1
+        self._fault_at = self.clock()
         lost = max(0, self.standing_step - self.durable_step)
         self.standing_step = min(self.standing_step, self.durable_step)
         self.lost_steps += lost
@@ -105,21 +127,26 @@ class Chronicle:
         return lost
 
     def save(self) -> None:
-        """Make it durable, on node 0."""
-        if self.path is not None:
-            raw = {name: getattr(self, name) for name in ("restarts", *NUMBERS)} | {"record": asdict(self.record), "running": self.running}
+        """Make it durable, on node 0; what cannot be written now is written with the next change."""
+        if self.path is None:
+            return
+        raw = {name: getattr(self, name) for name in ("restarts", *NUMBERS, "interrupted_by")} | {"record": asdict(self.record)}
+        try:
             write_durably(self.path, json.dumps(raw).encode())
+        except OSError as error:  # a full disk must not end a run that can still train
+            _log.warning("%s cannot be written: %s", self.path, error.strerror)
 
     def begin_attempt(self, attempt: int) -> None:
         """New ranks are about to start."""
         self.attempt = attempt
+        self._formed_at = self.clock()
         self.phase, self.note = None, ""
-        self.running = True
+        self.interrupted_by = "peer_loss"  # unless the agent says otherwise, which it cannot if it is killed
         self.save()
 
-    def end(self) -> None:
-        """This agent leaves in order."""
-        self.running = False
+    def end(self, interrupted_by: str | None = None) -> None:
+        """This agent leaves in order; `interrupted_by` where a successor goes on."""
+        self.interrupted_by = interrupted_by
         self.save()
 
     def ledger(self) -> Ledger:
@@ -135,6 +162,8 @@ class Chronicle:
             wall_seconds=self.wall_seconds,
             phase=self.phase,
             note=self.note,
+            recovery_seconds=dict(self.recovery_seconds),
+            verify_failures=self.verify_failures,
         )
 
     def forget_crashes(self) -> None:

@@ -1,13 +1,16 @@
 """One node's agent process, from the first instruction to the exit code: PID 1 in a container, a child of `ddp local` on a laptop.
 
-The order matters. The zygote is forked first, while there is one thread; then `/healthz` answers; only then is torch imported, in the
-zygote at the same time. The exit code is contract 3.2's, and the root cause is left as one JSON line where the kubelet looks for it.
+The order matters. SIGTERM is listened to first: to PID 1 the kernel delivers only what it has a handler for. Then a child answers
+`/healthz`, torch is imported (once for all of this node), and the zygote is forked, while there is one thread. The exit code is
+contract 3.2's, and the root cause is left as one JSON line where the kubelet looks for it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
+import importlib
 import json
 import logging
 import shutil
@@ -17,10 +20,10 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ddp_trainer.config import RunConfig
-from ddp_trainer.errors import FINISHED, DdpError
+from ddp_trainer.errors import FINISHED, PREEMPTED, DdpError
 from ddp_trainer.resilience.fault import one_line
 from ddp_trainer.resilience.zygote import Zygote
 from ddp_trainer.telemetry.events import EVENTS_FILE, EventLog
@@ -31,8 +34,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-PRELOAD = ("torch.distributed", "torch.nn.parallel", "torchvision.models", "ddp_trainer.resilience.rank")
-"""What a rank would import before its first step."""
+PRELOAD = ("torch.distributed", "torch.nn.parallel", "torchvision.models", "ddp_trainer.resilience.rank", "ddp_trainer.resilience.agent")
+"""What a rank or an agent would import before its first step."""
 TERMINATION_LOG = Path("/dev/termination-log")
 """Where the kubelet reads a container's last words: a bind mount, so it is written in place."""
 
@@ -54,24 +57,42 @@ class Node:
 
 def run(config: dict[str, Any], node: dict[str, Any], environment: dict[str, str]) -> int:
     """Be the agent: the target of `ddp local`'s forks and the body of `ddp launch`. Returns the exit code."""
-    me = Node(**node)
-    zygote = Zygote.fork(PRELOAD)
+    me, resolved = Node(**node), RunConfig.model_validate(config)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda signum, _: _leave_at_once(me, signum))
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s agent {me.node} %(message)s", force=True)
     logging.getLogger("torch.distributed").setLevel(logging.WARNING)
+    server = StatusServer(resolved.telemetry.host, resolved.telemetry.port)
+    zygote = None
     try:
-        return _supervise(RunConfig.model_validate(config), me, environment, zygote)
+        with server.answered_by_a_child() if "torch" not in sys.modules else contextlib.nullcontext():
+            for name in PRELOAD:
+                importlib.import_module(name)
+        gc.collect()
+        gc.freeze()  # a collection in this process or in the zygote would write to the pages that they share
+        zygote = Zygote.fork(PRELOAD)
+        server.start()
+        return _supervise(resolved, me, environment, zygote, server)
     except DdpError as error:
         _log.error("%s", error)  # a sentence for people
-        _leave_words(me, {"cause": error.exit.cause, "exit": error.exit.code, "node": me.node, "rank": None, "message": str(error)})
+        last_words_of_error(error, me)
         return error.exit.code
     finally:
-        zygote.close()
+        server.stop()
+        if zygote:
+            zygote.close()
 
 
-def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygote: Zygote) -> int:
-    server = StatusServer(config.telemetry.host, config.telemetry.port)
-    server.start()
-    from ddp_trainer.resilience.agent import GangAgent  # from here on torch is imported: after /healthz answers
+def _leave_at_once(me: Node, signum: int) -> NoReturn:
+    """Before there is an agent nothing has to be saved or stopped in order. Not an Exception: torch's import would swallow it."""
+    message = f"asked to stop by {signal.Signals(signum).name} while this node was starting"
+    _log.warning("%s", message)
+    _leave_words(me, {"cause": PREEMPTED.cause, "exit": PREEMPTED.code, "node": me.node, "rank": None, "message": message})
+    raise SystemExit(PREEMPTED.code)
+
+
+def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygote: Zygote, server: StatusServer) -> int:
+    from ddp_trainer.resilience.agent import GangAgent
     from ddp_trainer.resilience.chronicle import LEDGER_FILE, Chronicle
     from ddp_trainer.telemetry.facts import FactsPage
     from ddp_trainer.telemetry.node import NodeTelemetry
@@ -80,14 +101,15 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
     with _run_lock(config, leads=leads) as next_attempt, _scratch(config, me.node) as scratch:
         events = EventLog(config.run_dir / EVENTS_FILE) if leads else None
         chronicle = Chronicle(config.run.name, me.node, config.world_size, config.run_dir / LEDGER_FILE if leads else None)
-        was_lost = chronicle.recall()
+        interrupted_by = chronicle.recall()
         chronicle.forget_crashes()
         if events:
             _write_config(config)
-            if was_lost:
+            if interrupted_by == "peer_loss":
                 step, message = chronicle.reached_step, "the agent was lost and has been replaced"
                 events.append("fault", cause="peer_loss", node=0, rank=None, exit=0, step=step, message=message)
-                chronicle.restarted("peer_loss")
+            if interrupted_by:
+                chronicle.restarted(interrupted_by)
             events.append("start", attempt=chronicle.attempt, nodes=me.nodes, procs_per_node=config.distributed.procs_per_node)
         slots = config.distributed.procs_per_node
         page = FactsPage.create(scratch / "facts", slots)
@@ -110,7 +132,6 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
             signal.signal(signum, lambda *_: agent.ask_to_stop())
         ending = agent.supervise()
         _report(ending, me, chronicle, telemetry, events)
-    server.stop()
     return ending.exit.code
 
 
@@ -166,7 +187,10 @@ def _write_config(config: RunConfig) -> None:
     from ddp_trainer.checkpoint.store import write_durably
 
     document = {**config.model_dump(mode="json"), "config_hash": config.digest()}
-    write_durably(config.run_dir / "config.json", json.dumps(document, indent=1).encode())
+    try:
+        write_durably(config.run_dir / "config.json", json.dumps(document, indent=1).encode())
+    except OSError as error:  # a full disk must not end a run that can still train
+        _log.warning("%s cannot be written: %s", config.run_dir / "config.json", error.strerror)
 
 
 def _report(ending: Ending, me: Node, chronicle: Any, telemetry: Any, events: EventLog | None) -> None:
@@ -177,7 +201,7 @@ def _report(ending: Ending, me: Node, chronicle: Any, telemetry: Any, events: Ev
         if events:
             message = ending.fault.message if ending.fault else ending.exit.meaning
             events.append("stop", cause=ending.exit.cause, exit=ending.exit.code, step=chronicle.reached_step, message=message)
-    chronicle.end()
+    chronicle.end("preemption" if ending.exit is PREEMPTED else None)
     import time
 
     telemetry.tick(chronicle.ledger(), time.time())
@@ -187,11 +211,17 @@ def _report(ending: Ending, me: Node, chronicle: Any, telemetry: Any, events: Ev
     _leave_words(me, {**words, "durable_step": chronicle.durable_step})
 
 
-def _leave_words(me: Node, words: Mapping[str, Any]) -> None:
+def last_words_of_error(error: DdpError, me: Node | None = None) -> None:
+    """Why a node ended before it had an agent, where the kubelet or the supervisor looks for it."""
+    node = me.node if me else None
+    _leave_words(me, {"cause": error.exit.cause, "exit": error.exit.code, "node": node, "rank": None, "message": str(error)})
+
+
+def _leave_words(me: Node | None, words: Mapping[str, Any]) -> None:
     """One JSON line of at most 4 KiB, written in place."""
     text = one_line({"message": "", **words})
-    path = Path(me.ending) if me.ending else TERMINATION_LOG
-    if me.ending is None and not path.exists():
+    path = Path(me.ending) if me and me.ending else TERMINATION_LOG
+    if path == TERMINATION_LOG and not path.exists():
         return
     try:
         path.write_text(text + "\n", encoding="utf-8")

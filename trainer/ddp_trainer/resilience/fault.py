@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ddp_trainer.errors import BY_CAUSE, RANK_CRASHED, Exit
+from ddp_trainer.errors import BY_CAUSE, PEER_LOST, RANK_CRASHED, Exit
 
 ECHO = "echo"
 """The cause of a rank that only noticed somebody else's end: never a root cause."""
+FAILED_COLLECTIVE = "failed_collective"
+"""Ranks that lost each other though nobody died: the network between them, or a collective that took longer than its bound."""
 MESSAGE_BYTES = 4096
 """The kubelet keeps this much of a termination message."""
 _TEXT_CHARS = 1500
@@ -32,7 +34,7 @@ class Fault:
     @property
     def leaves_with(self) -> Exit:
         """The container's exit if nobody restarts anything."""
-        return BY_CAUSE.get(self.cause, RANK_CRASHED)
+        return PEER_LOST if self.cause == FAILED_COLLECTIVE else BY_CAUSE.get(self.cause, RANK_CRASHED)
 
     @property
     def sentence(self) -> str:

@@ -82,14 +82,16 @@ def _run(config: RunConfig, place: Place, start: Start, page: FactsPage) -> None
     train_set, test_set = task.datasets(lambda what, done, total: recorder.phase("starting", what, done, total))
     recorder.phase("starting", "meeting the other ranks")
     group = Group.join(config, place)
+    if group.device.type == "cuda":
+        recorder.on_gpu(str(torch.cuda.get_device_properties(group.device).uuid))
     recorder.phase("starting", "building the model")
     store = CheckpointStore(config.run_dir / "checkpoints", config.checkpoint.keep) if leads else None
     loaded = _load(config, store, train_set.fingerprint) if store else None
     _tell_of_quarantine(config, loaded)
     run, state = _restored(config, task, group, train_set, test_set, loaded)
     recorder.plan(run.total_steps, run.steps_per_epoch)
-    if run.step:
-        recorder.resumed(run.step, "disk", max(0, start.reached_step - run.step))
+    if run.step or start.reached_step:
+        recorder.resumed(run.step, "disk" if loaded else "nothing", max(0, start.reached_step - run.step))
     recorder.phase("starting", "first step")
     engine.begin(run)
     group.share(state.shared())

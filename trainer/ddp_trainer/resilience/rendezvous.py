@@ -42,6 +42,8 @@ OPERATION_SECONDS = 10.0
 LOOPBACK = "127.0.0.1"
 BACKLOG = 1024
 """Connections that may wait to be accepted: all agents and ranks of one machine at once, by far."""
+HOST_SECONDS = 5.0
+"""How long the rendezvous port may be in use: a connection of somebody else's that is closing, or a predecessor on its way out."""
 FAREWELL_SECONDS = 5.0
 """How long node 0 keeps the store open for the others to read the end."""
 
@@ -54,6 +56,10 @@ def _nothing() -> None:
 
 class StoreLostError(PeerLostError):
     """The store does not answer: node 0's agent is gone, or cannot be reached."""
+
+
+class SupersededError(Exception):
+    """A newer generation has begun while this one was forming: meet again."""
 
 
 class GenerationBarrier(RendezvousHandler):
@@ -168,8 +174,21 @@ class GenerationBarrier(RendezvousHandler):
         self._do(lambda store: store.set(f"{key}/{self.generation}", value))
 
     def shared(self, key: str) -> str:
-        """What node 0 told this generation; waits at most `OPERATION_SECONDS` for it."""
-        return bytes(self._do(lambda store: store.get(f"{key}/{self.generation}"))).decode()
+        """What node 0 told this generation; waits at most `OPERATION_SECONDS` for it.
+
+        Raises:
+            SupersededError: a newer generation has begun, so node 0 may never say it.
+            StoreLostError: node 0 did not say it in time.
+        """
+        deadline = time.monotonic() + OPERATION_SECONDS
+        while (value := self._peek(f"{key}/{self.generation}")) is None:
+            if self.is_superseded():
+                raise SupersededError
+            if time.monotonic() >= deadline:
+                raise StoreLostError(f"node 0 did not tell {key} of generation {self.generation} within {OPERATION_SECONDS:.0f} s")
+            self.while_waiting()
+            time.sleep(POLL_SECONDS[0])
+        return value
 
     def close(self, ending_json: str) -> None:
         """End the run for all agents, with these words; the first ones stand."""
@@ -181,11 +200,12 @@ class GenerationBarrier(RendezvousHandler):
         return self._peek("ending")
 
     def farewell(self) -> None:
-        """Tell node 0 that the end was read here; as node 0, keep the store open until all have, at most `FAREWELL_SECONDS`."""
+        """The common end was read here; as node 0, keep the store open until all have read it, at most `FAREWELL_SECONDS`."""
         with contextlib.suppress(StoreLostError):
-            self._do(lambda store: store.add("left", 1))
+            self._do(lambda store: store.set(f"left/{self.node}", "1"))
+            everybody = [f"left/{node}" for node in range(self.nodes)]
             deadline = time.monotonic() + FAREWELL_SECONDS
-            while self.node == 0 and time.monotonic() < deadline and int(self._do(lambda store: store.add("left", 0))) < self.nodes:
+            while self.node == 0 and time.monotonic() < deadline and not self._do(lambda store: store.check(everybody)):
                 time.sleep(POLL_SECONDS[0])
 
     # --- inside ------------------------------------------------------------------------------------------------------------------
@@ -245,23 +265,24 @@ class GenerationBarrier(RendezvousHandler):
             raise StoreLostError(f"the store of node 0 at {self.host}:{self.port} does not answer: {str(error).splitlines()[0]}") from None
 
     def _host(self) -> Store:
-        try:
-            # bound on every interface, since pods reach it by name; the port is the run's own, and a NetworkPolicy guards it on a cluster
-            listener = _on_loopback(self.port) if self.host == LOOPBACK else None
-            store: Store = TCPStore(
-                self.host,
-                self.port,
-                is_master=True,
-                wait_for_workers=False,
-                timeout=timedelta(seconds=OPERATION_SECONDS),
-                master_listen_fd=listener,
-            )
-        except (DistError, RuntimeError, OSError) as error:
-            raise ConfigError(
-                f"the rendezvous port {self.port} on this node cannot be opened: {str(error).splitlines()[0]}; "
-                f"stop what uses it, or set another MASTER_PORT"
-            ) from None
-        return store
+        deadline = time.monotonic() + HOST_SECONDS
+        while True:
+            try:
+                return TCPStore(
+                    self.host,
+                    self.port,
+                    is_master=True,
+                    wait_for_workers=False,
+                    timeout=timedelta(seconds=OPERATION_SECONDS),
+                    master_listen_fd=_listener(self.host, self.port),
+                )
+            except (DistError, RuntimeError, OSError) as error:
+                if time.monotonic() >= deadline:
+                    raise ConfigError(
+                        f"the rendezvous port {self.port} on this node cannot be opened: {str(error).splitlines()[0]}; "
+                        f"stop what uses it, or set another MASTER_PORT"
+                    ) from None
+            time.sleep(POLL_SECONDS[1])
 
     def _connected(self, deadline: float) -> Store:
         while self._store is None:
@@ -285,13 +306,22 @@ class GenerationBarrier(RendezvousHandler):
             self._token = uuid.uuid4().hex
 
 
-def _on_loopback(port: int) -> int:
-    """The descriptor of a socket that listens to this machine only.
+def _listener(host: str, port: int) -> int | None:
+    """The descriptor of an IPv4 socket that listens; None leaves it to torch, where node 0 has only IPv6 addresses.
 
     Torch's own listens as IPv6, and its store asks for the name of whoever connects: `::ffff:127.0.0.1` is not in /etc/hosts, so that
-    became a question to the name server in the store's only thread, and 5 s of silence for all nodes whenever the answer was lost.
+    became a question to the name server in the store's only thread, and 5 s of silence for all nodes whenever the answer was lost. On
+    a cluster it is bound on every interface, since pods reach it by name; the port is the run's own, and a NetworkPolicy guards it.
     """
-    return socket.create_server((LOOPBACK, port), backlog=BACKLOG).detach()
+    if host == LOOPBACK:
+        return socket.create_server((LOOPBACK, port), backlog=BACKLOG).detach()
+    try:
+        families = {found[0] for found in socket.getaddrinfo(socket.gethostname(), port, type=socket.SOCK_STREAM)}
+    except OSError:  # a host that does not know its own name
+        families = {socket.AF_INET}
+    if socket.AF_INET not in families:
+        return None
+    return socket.create_server(("0.0.0.0", port), backlog=BACKLOG).detach()  # noqa: S104  # see above
 
 
 def _create(parameters: RendezvousParameters) -> RendezvousHandler:

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 
 from ddp_trainer.config import FaultToleranceSection
 from ddp_trainer.errors import NO_PROGRESS, RANK_CRASHED, USER_ERROR, Exit
-from ddp_trainer.resilience.fault import Fault
+from ddp_trainer.resilience.fault import FAILED_COLLECTIVE, Fault
 
 IDENTICAL_ERRORS = 3
 """An exception that comes back this often at the same step with the same words is a bug in the code: more restarts only hide it."""
 FINAL_CAUSES = frozenset({"config_error", "data_error", "diverged"})
 """The same again would fail the same way."""
+COUNTED_CAUSES = frozenset({"crash", "user_error", FAILED_COLLECTIVE})
+"""What has a budget: for all of them restarts without a newer checkpoint, for dead ranks also restarts in all."""
 
 
 @dataclass(frozen=True)
@@ -35,28 +37,28 @@ class Verdict:
 
 
 def judge(fault: Fault, durable_step: int, record: Record, policy: FaultToleranceSection) -> Verdict:
-    """Decide on one fault. Faults of peers are not counted against the run: their bound is the wait for the peer."""
+    """Decide on one fault. Lost nodes are not counted against the run: their bound is the wait for the node."""
     if fault.cause in FINAL_CAUSES:
         return Verdict(fault.leaves_with, fault.sentence, record)
-    if fault.cause not in {"crash", "user_error"}:
+    if fault.cause not in COUNTED_CAUSES:
         return Verdict(None, fault.sentence, record)
     progressed = durable_step > record.durable_step
     error = (fault.step, fault.message)
+    is_exception, is_crash = fault.cause == "user_error", fault.cause != FAILED_COLLECTIVE
     counted = replace(
         record,
-        crashes=record.crashes + 1,
+        crashes=record.crashes + is_crash,
         without_progress=1 if progressed else record.without_progress + 1,
         durable_step=durable_step,
-        last_error=error if fault.cause == "user_error" else (-1, ""),
+        last_error=error if is_exception else (-1, ""),
         identical_errors=record.identical_errors + 1 if error == record.last_error else 1,
     )
-    is_exception = fault.cause == "user_error"
     if is_exception and counted.identical_errors >= IDENTICAL_ERRORS:
         return Verdict(USER_ERROR, f"{fault.sentence} (the same error {counted.identical_errors} times)", counted)
     if counted.without_progress > policy.no_progress_restarts:
-        leave = USER_ERROR if is_exception else NO_PROGRESS
+        leave = NO_PROGRESS if fault.cause == "crash" else fault.leaves_with
         return Verdict(leave, f"{fault.sentence} ({policy.no_progress_restarts} restarts without a newer checkpoint)", counted)
-    if counted.crashes > policy.max_restarts:
+    if is_crash and counted.crashes > policy.max_restarts:
         leave = USER_ERROR if is_exception else RANK_CRASHED
         return Verdict(leave, f"{fault.sentence} (all {policy.max_restarts} restarts used up)", counted)
     return Verdict(None, fault.sentence, counted)

@@ -11,7 +11,6 @@ fork. It runs no user code itself.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -28,7 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-PR_SET_PDEATHSIG = 1
+from ddp_trainer.errors import RANK_CRASHED, DdpError
+from ddp_trainer.parentage import die_with
+
 MESSAGE_BYTES = 256 * 1024
 """Largest request: a configuration and an environment are a few KiB."""
 REPLY_SECONDS = 120.0
@@ -43,8 +44,10 @@ class Death:
     code: int
 
 
-class ZygoteError(RuntimeError):
+class ZygoteError(DdpError):
     """The zygote died, or could not import what it was to preload."""
+
+    exit = RANK_CRASHED
 
 
 class Zygote:
@@ -144,13 +147,6 @@ class Zygote:
                 if key in message:
                     return message
         raise ZygoteError(f"the fork server (pid {self.pid}) did not answer in {REPLY_SECONDS:.0f} s")
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends; ends it now if the parent is gone already."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _serve(channel: socket.socket, preload: Sequence[str], parent: int) -> NoReturn:

@@ -68,8 +68,10 @@ class ImageFolder:
 
     def _open(self, report: Report) -> Decoded:
         if self._decoded is None:
-            cache_dir = Path(self.config.data.cache_dir).expanduser() if self.config.data.cache_dir else default_cache_dir()
-            self._decoded = self._checked(open_or_build(resolve(self.config.data.source, cache_dir), self.size, cache_dir, report))
+            data = self.config.data
+            cache_dir = Path(data.cache_dir).expanduser() if data.cache_dir else default_cache_dir()
+            seed_dir = Path(data.seed_cache_dir).expanduser() if data.seed_cache_dir else None
+            self._decoded = self._checked(open_or_build(resolve(data.source, cache_dir), self.size, cache_dir, report, seed_dir))
         return self._decoded
 
     def _checked(self, decoded: Decoded) -> Decoded:

@@ -34,7 +34,11 @@ class Kind:
 KINDS = (
     Kind("start", "the run was started, or started again, by a launcher", ("attempt", "nodes", "procs_per_node")),
     Kind("form", "all nodes met and a generation of ranks was formed", ("attempt", "generation", "world_size")),
-    Kind("resume", "training goes on from a saved state", ("step", "source", "lost_steps", "attempt")),
+    Kind(
+        "resume",
+        "training goes on from a saved state, or again from the beginning (step 0)",
+        ("step", "source", "lost_steps", "attempt"),
+    ),
     Kind("first_step", "the first optimizer step after a start of the ranks is done", ("step", "attempt")),
     Kind("checkpoint", "a state became durable", ("step", "bytes", "stall_seconds", "persist_seconds", "verified", "attempt")),
     Kind("evaluate", "the test set was evaluated", ("step", "metrics", "seconds", "attempt")),

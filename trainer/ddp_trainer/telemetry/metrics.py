@@ -34,7 +34,6 @@ METRICS = (
     Metric("trainer_step_seconds", "histogram", "Duration of optimizer steps", ("rank",), "rank"),
     Metric("trainer_samples_total", "counter", "Samples trained on since the rank's start", ("rank",), "rank"),
     Metric("trainer_samples_per_second", "gauge", "Smoothed speed of the rank", ("rank",), "rank"),
-    Metric("trainer_data_wait_seconds_total", "counter", "Time without a batch to compute on", ("rank",), "rank"),
     Metric("trainer_beat_timestamp_seconds", "gauge", "When the rank was last heard", ("rank",), "rank"),
     Metric("trainer_phase", "gauge", "1 for the phase that the run is in, else 0", ("phase",)),
     Metric("trainer_step", "gauge", "Optimizer steps done"),
@@ -79,7 +78,6 @@ def _node_values(facts: Sequence[Mapping[str, Any]], ledger: Ledger) -> Iterator
     for name, key in (
         ("trainer_samples_total", "samples_total"),
         ("trainer_samples_per_second", "samples_per_second"),
-        ("trainer_data_wait_seconds_total", "data_wait_seconds_total"),
         ("trainer_beat_timestamp_seconds", "updated_at"),
     ):
         yield name, [(labels, fact[key]) for labels, fact in ranked if isinstance(fact.get(key), int | float)]

@@ -35,10 +35,7 @@ Phase = Literal["starting", "training", "evaluating", "saving", "finished", "fai
 
 
 class Recorder:
-    """One rank's voice. `page` None: nothing is published; `run_dir` None (all ranks but 0): nothing is written.
-
-    `gpu_uuid` is the device's (`torch.cuda.get_device_properties(...).uuid`), so that readers can tell which GPU is this rank's.
-    """
+    """One rank's voice. `page` None: nothing is published; `run_dir` None (all ranks but 0): nothing is written."""
 
     def __init__(
         self,
@@ -52,7 +49,6 @@ class Recorder:
         attempt: int,
         total_steps: int = 0,
         steps_per_epoch: float = 1.0,
-        gpu_uuid: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
@@ -77,10 +73,8 @@ class Recorder:
             "pid": os.getpid(),
             "attempt": attempt,
             "world_size": world_size,
-            "gpu_uuid": bare_uuid(gpu_uuid or ""),
             "started_at": self._started,
             "samples_total": 0,
-            "data_wait_seconds_total": 0.0,
         }
         self.plan(total_steps, steps_per_epoch)
 
@@ -88,6 +82,11 @@ class Recorder:
         """The length of the run, as soon as it is known (which needs the data); 0 steps stand for "not yet"."""
         self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
         self._facts.update(total_steps=total_steps, epochs=self._epoch(total_steps))
+        self._publish(self._clock())
+
+    def on_gpu(self, uuid: str) -> None:
+        """Which GPU is this rank's, as torch or NVML names it (`str(torch.cuda.get_device_properties(device).uuid)`), for its readings."""
+        self._facts["gpu_uuid"] = bare_uuid(uuid)
         self._publish(self._clock())
 
     def phase(self, name: Phase, note: str = "", done: int = 0, total: int = 0) -> None:
@@ -101,13 +100,19 @@ class Recorder:
             self._publish(now)
 
     def resumed(self, step: int, source: str, lost_steps: int | None = None) -> None:
-        """Training goes on from the state of `step`, found in `source`; `lost_steps` were done before and have to be done again."""
+        """Training goes on from the state of `step`, found in `source`; `lost_steps` were done before and have to be done again.
+
+        Step 0 is the beginning, where a fault met a run that had saved nothing yet: what was written of the lost steps is void then, too.
+        """
         self._step = step
         self._event("resume", step=step, source=source, lost_steps=lost_steps, attempt=self._attempt)
         self._line("resume", step, source=source, lost_steps=lost_steps)
         if self._tensorboard:
             self._tensorboard.purge(step + 1)  # TensorBoard hides this step and later ones of earlier files
-        logger.info("resumed at step %d from %s", step, source)
+        if step:
+            logger.info("resumed at step %d from %s", step, source)
+        else:
+            logger.info("started again from the beginning")
         self._publish(self._clock())
 
     def step(self, step: int, samples: int) -> None:
@@ -127,10 +132,6 @@ class Recorder:
         facts["samples"] = samples
         if now - self._published >= PUBLISH_SECONDS:
             self._publish(now)
-
-    def waited_for_data(self, seconds: float) -> None:
-        """This rank had nothing to compute for `seconds`, because its next batch was not there."""
-        self._facts["data_wait_seconds_total"] += seconds
 
     def train_metrics(self, step: int, loss: float, accuracy: float, lr: float) -> None:
         """The training loss and accuracy (ratio 0-1) over the last steps, and the learning rate, at `step`."""

@@ -7,16 +7,21 @@ time, and never the training.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
+import os
+import signal
 import socket
 import socketserver
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from ddp_trainer.errors import ConfigError
+from ddp_trainer.parentage import die_with
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +29,8 @@ CLIENT_TIMEOUT_SECONDS = 5.0
 """A client that neither sends nor reads for this long is dropped; kubelet and Prometheus answer in milliseconds."""
 MAX_CLIENTS = 32
 """Requests answered at once: a scraper, a probe, the operator and some people; more are turned away at once."""
+BIND_SECONDS = 2.0
+"""How long a port may be in use: a killed predecessor's last process is on its way out."""
 POLL_SECONDS = 0.1
 """How soon `stop` is noticed."""
 
@@ -60,20 +67,51 @@ class StatusServer:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 (compared, not bound)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
+    @contextlib.contextmanager
+    def answered_by_a_child(self) -> Iterator[None]:
+        """Serve from a forked process meanwhile, so that this one stays free of threads and may still fork; `start` comes after it.
+
+        Raises:
+            ConfigError: as `start`.
+        """
+        http, parent = self._bound(), os.getpid()
+        child = os.fork()
+        if child == 0:
+            try:
+                die_with(parent)
+                for signum in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(signum, signal.SIG_DFL)
+                http.serve_forever(poll_interval=POLL_SECONDS)
+            finally:
+                os._exit(0)
+        http.server_close()  # whatever this process forks must not hold the port
+        try:
+            yield
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
     def start(self) -> None:
         """Bind and serve.
 
         Raises:
-            ConfigError: if the address cannot be bound, with the reason and the setting to change.
+            ConfigError: if the address cannot be bound for `BIND_SECONDS`, with the reason and the setting to change.
         """
-        try:
-            self._http = _Server(self, self.host, self._wanted_port)
-        except OSError as error:
-            raise ConfigError(_why_not(self.host, self._wanted_port, error)) from None
+        self._http = self._bound()
         self._thread = threading.Thread(
             target=self._http.serve_forever, kwargs={"poll_interval": POLL_SECONDS}, name="status-server", daemon=True
         )
         self._thread.start()
+
+    def _bound(self) -> _Server:
+        deadline = time.monotonic() + BIND_SECONDS
+        while True:
+            try:
+                return _Server(self, self.host, self._wanted_port)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
+                    raise ConfigError(_why_not(self.host, self._wanted_port, error)) from None
+            time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
         """Stop serving and free the port; may be called twice, or without `start`. Takes up to `POLL_SECONDS`."""
