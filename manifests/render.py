@@ -125,7 +125,8 @@ def readme() -> str:
 
     helm install {NAME} helm/ --set replicas=4
 
-Needs the Kubeflow training operator (v1.9.4). Without GPUs add `--set gpusPerReplica=0`. How it behaves: docs/kubernetes.md.
+Needs the Kubeflow training operator (v1.9.4). Without GPUs add `--set gpusPerReplica=0`. To change a value and keep the others:
+`helm upgrade {NAME} helm/ --reuse-values --set replicas=8`. How it behaves: docs/kubernetes.md.
 
 This table is generated from the comments in values.yaml.
 
@@ -166,7 +167,7 @@ def render(*arguments: str) -> dict[str, str]:
         body = re.sub(
             r"^    (app.kubernetes.io/managed-by|helm.sh/chart|helm.sh/resource-policy): .*\n", "", part[source.end() :], flags=re.MULTILINE
         )
-        files[source[1]] = re.sub(r"^  namespace: default\n", "", body, flags=re.MULTILINE).rstrip() + "\n"
+        files[source[1]] = re.sub(r'^  namespace: "default"\n', "", body, flags=re.MULTILINE).rstrip() + "\n"
     return files
 
 

@@ -1,4 +1,4 @@
-{{/* The RunConfig: preset, what the chart prefers, the user's `config`, and last what only the chart can know. */}}
+{{/* The RunConfig: preset, what the chart prefers, the user's `config`, what follows from these, and last what only the chart can know. */}}
 
 {{/* Lay .over onto .base, in place: maps are merged, anything else (false, 0 and null too) replaces. */}}
 {{- define "ddp.lay" -}}
@@ -33,28 +33,41 @@
 {{- end -}}
 {{- end }}
 
+{{/* What follows from .config, where the user says nothing of it. As JSON. */}}
+{{- define "ddp.following" -}}
+{{- $mine := .root.Values.config -}}
+{{- $threads := dict -}}
+{{- $bounds := dict -}}
+{{- $device := .config.distributed.device -}}
+{{- if and (or (eq $device "cpu") (and (eq $device "auto") (not .root.Values.gpusPerReplica))) (not (hasKey (default dict $mine.precision) "threads_per_rank")) -}}
+{{- $_ := set $threads "threads_per_rank" (include "ddp.threads" .root | int) -}}
+{{- end -}}
+{{- if not (hasKey (default dict $mine.distributed) "peer_timeout_seconds") -}}
+{{- $_ := set $bounds "peer_timeout_seconds" (max 300 (add 60 (ceil .config.fault_tolerance.lock_wait_seconds | int))) -}}
+{{- end -}}
+{{- dict "precision" $threads "distributed" $bounds | toJson -}}
+{{- end }}
+
 {{/* As JSON. */}}
 {{- define "ddp.config" -}}
 {{- $config := omit (include "ddp.preset" . | fromJson) "slurm" "run" -}}
-{{- $gpus := int .Values.gpusPerReplica -}}
-{{- $data := default dict $config.data -}}
+{{- $gpus := gt (int .Values.gpusPerReplica) 0 -}}
 {{- $source := ternary "download" "sample" .Values.data.download -}}
 {{- if .Values.data.claim }}{{ $source = printf "/data/%s" .Values.data.path | trimSuffix "/" }}{{ end -}}
 {{- $preferred := dict
-  "distributed" (dict "device" (ternary "cuda" "cpu" (gt $gpus 0)) "backend" (ternary "nccl" "gloo" (gt $gpus 0)))
-  "data" (dict "micro_batches" (max 8 (int (default 1 $data.micro_batches))))
+  "distributed" (dict "device" (ternary "cuda" "cpu" $gpus) "backend" (ternary "nccl" "gloo" $gpus))
+  "data" (dict "micro_batches" (max 8 (dig "data" "micro_batches" 1 $config | int)))
   "precision" (dict "compile_cache_dir" "/cache/compile")
   "fault_tolerance" (dict "lock_wait_seconds" (add 180 (int .Values.job.terminationGracePeriodSeconds))) -}}
-{{- if not $gpus }}{{ $_ := set $preferred.precision "threads_per_rank" (include "ddp.threads" . | int) }}{{ end -}}
 {{- if or .Values.data.claim .Values.data.download (not .Values.preset) }}{{ $_ := set $preferred.data "source" $source }}{{ end -}}
 {{- $_ := set $config "distributed" (omit (default dict $config.distributed) "nodes" "procs_per_node" "world_size") -}}
 {{- include "ddp.lay" (dict "base" $config "over" $preferred) -}}
-{{- include "ddp.lay" (dict "base" $config "over" .Values.config) -}}
-{{- $baked := eq (default "sample" $config.data.source) "sample" -}}
+{{- include "ddp.lay" (dict "base" $config "over" (deepCopy .Values.config)) -}}
+{{- include "ddp.lay" (dict "base" $config "over" (include "ddp.following" (dict "root" . "config" $config) | fromJson)) -}}
 {{- $known := dict
   "run" (dict "name" .Release.Name "root" .Values.checkpoint.mountPath)
   "distributed" (dict "nodes" (int .Values.replicas) "procs_per_node" (include "ddp.procs" . | int))
-  "data" (dict "cache_dir" (ternary "/opt/ddp/cache" "/cache" $baked))
+  "data" (dict "cache_dir" "/cache" "seed_cache_dir" "/opt/ddp/cache")
   "fault_tolerance" (dict "max_restarts" (int .Values.policy.maxRestarts) "no_progress_restarts" (int .Values.policy.noProgressRestarts))
   "telemetry" (dict "host" "0.0.0.0" "port" 9400) -}}
 {{- include "ddp.lay" (dict "base" $config "over" $known) -}}

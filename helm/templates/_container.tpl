@@ -1,9 +1,10 @@
-{{/* The container that trains, and its volumes. Arguments as in _pod.tpl. */}}
+{{/* The containers. */}}
 
+{{/* The one that trains. Arguments as in _pod.tpl. */}}
 {{- define "ddp.container" -}}
 {{- $v := .root.Values -}}
 name: pytorch
-image: {{ include "ddp.image" .root }}
+image: {{ include "ddp.image" .root | quote }}
 imagePullPolicy: {{ $v.image.pullPolicy }}
 args: [--config, /etc/ddp/config.json]
 {{- $env := list }}
@@ -29,14 +30,13 @@ livenessProbe:
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 12
+# The agent leaves one line of JSON; where it could not, the log's last lines say why.
+terminationMessagePolicy: FallbackToLogsOnError
 resources: {{- include "ddp.resources" .root | nindent 2 }}
-securityContext:
-  allowPrivilegeEscalation: false
-  readOnlyRootFilesystem: true
-  capabilities: {drop: [ALL]}
+securityContext: {{- include "ddp.containerSecurity" . | nindent 2 }}
 volumeMounts:
   - {name: config, mountPath: /etc/ddp, readOnly: true}
-  - {name: checkpoints, mountPath: {{ $v.checkpoint.mountPath }}}
+  - {name: checkpoints, mountPath: {{ $v.checkpoint.mountPath | quote }}}
   - {name: cache, mountPath: /cache}
   - {name: tmp, mountPath: /tmp}
   - {name: shm, mountPath: /dev/shm}
@@ -44,6 +44,20 @@ volumeMounts:
   - {name: data, mountPath: /data, readOnly: true}
   {{- end }}
   {{- with $v.extraVolumeMounts }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- end }}
+
+{{/* Of helm test: the same image, environment and rights, without a GPU. Argument: the chart's context. */}}
+{{- define "ddp.testContainer" -}}
+image: {{ include "ddp.image" . | quote }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+{{- with .Values.extraEnv }}
+env: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.extraEnvFrom }}
+envFrom: {{- toYaml . | nindent 2 }}
+{{- end }}
+resources: {requests: {cpu: 100m, memory: 256Mi}, limits: {memory: 1Gi}}
+securityContext: {{- include "ddp.containerSecurity" . | nindent 2 }}
 {{- end }}
 
 {{- define "ddp.resources" -}}
@@ -57,30 +71,4 @@ volumeMounts:
 {{- end -}}
 {{- end -}}
 {{- toYaml $resources -}}
-{{- end }}
-
-{{- define "ddp.volumes" -}}
-{{- $v := .root.Values -}}
-- name: config
-  configMap: {name: {{ .job }}}
-- name: checkpoints
-  {{- if or (eq .role "master") (eq $v.topology "workers") }}
-  persistentVolumeClaim: {claimName: {{ include "ddp.claimName" .root }}}
-  {{- else }}
-  # only rank 0 touches the claim; here it is a scratch folder under the same path
-  emptyDir: {sizeLimit: 1Gi}
-  {{- end }}
-- name: cache
-  emptyDir: {sizeLimit: {{ $v.data.cacheSize }}}
-- name: tmp
-  emptyDir: {sizeLimit: 5Gi}
-- name: shm
-  emptyDir: {medium: Memory, sizeLimit: {{ $v.shm.size }}}
-{{- if $v.data.claim }}
-- name: data
-  persistentVolumeClaim: {claimName: {{ $v.data.claim }}, readOnly: true}
-{{- end }}
-{{- with $v.extraVolumes }}
-{{ toYaml . }}
-{{- end }}
 {{- end }}

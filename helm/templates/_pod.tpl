@@ -23,32 +23,20 @@ Worker:
 {{- define "ddp.podTemplate" -}}
 {{- $v := .root.Values -}}
 metadata:
-  labels:
-    {{- include "ddp.podLabels" .root | nindent 4 }}
-    {{- with $v.podLabels }}{{ toYaml . | nindent 4 }}{{ end }}
+  {{- /* the chart's own win: the NetworkPolicy knows the pods by them */}}
+  labels: {{- merge (include "ddp.podLabels" .root | fromYaml) $v.podLabels | toYaml | nindent 4 }}
   {{- $annotations := include "ddp.podAnnotations" .root | fromYaml }}
   {{- with $annotations }}
   annotations: {{- toYaml . | nindent 4 }}
   {{- end }}
 spec:
-  serviceAccountName: {{ include "ddp.serviceAccountName" .root }}
+  serviceAccountName: {{ include "ddp.serviceAccountName" .root | quote }}
   automountServiceAccountToken: false
   enableServiceLinks: false
   terminationGracePeriodSeconds: {{ $v.job.terminationGracePeriodSeconds }}
-  securityContext:
-    runAsNonRoot: true
-    runAsUser: {{ $v.podSecurity.runAsUser }}
-    runAsGroup: {{ $v.podSecurity.runAsGroup }}
-    fsGroup: {{ $v.podSecurity.fsGroup }}
-    fsGroupChangePolicy: OnRootMismatch
-    seccompProfile: {type: RuntimeDefault}
+  securityContext: {{- include "ddp.podSecurity" .root | nindent 4 }}
   {{- include "ddp.scheduling" . | nindent 2 }}
-  {{- with $v.image.pullSecrets }}
-  imagePullSecrets:
-    {{- range . }}
-    - name: {{ . }}
-    {{- end }}
-  {{- end }}
+  {{- with include "ddp.pullSecrets" .root }}{{ . | nindent 2 }}{{ end }}
   {{- with $v.extraInitContainers }}
   initContainers: {{- toYaml . | nindent 4 }}
   {{- end }}

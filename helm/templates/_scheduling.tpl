@@ -1,32 +1,38 @@
-{{/* Where pods may run. Arguments as in _pod.tpl. */}}
+{{/* Where pods may run. */}}
 
+{{/* Of any pod of the release, GPUs or not. Argument: the chart's context. */}}
+{{- define "ddp.nodes" -}}
+{{- with .Values.priorityClassName -}}
+priorityClassName: {{ . | quote }}
+{{ end -}}
+{{- with .Values.schedulerName -}}
+schedulerName: {{ . | quote }}
+{{ end -}}
+{{- with .Values.nodeSelector -}}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{ end -}}
+tolerations:
+  {{- range list "not-ready" "unreachable" }}
+  - {key: node.kubernetes.io/{{ . }}, operator: Exists, effect: NoExecute, tolerationSeconds: {{ $.Values.policy.nodeLostAfterSeconds }}}
+  {{- end }}
+  {{- if .Values.gpusPerReplica }}
+  - {key: {{ .Values.gpu.resourceName | quote }}, operator: Exists, effect: NoSchedule}
+  {{- end }}
+  {{- with .Values.tolerations }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- end }}
+
+{{/* Of a pod that trains. Arguments as in _pod.tpl. */}}
 {{- define "ddp.scheduling" -}}
 {{- $v := .root.Values -}}
 {{- $gpus := int $v.gpusPerReplica -}}
-{{- with $v.priorityClassName }}
-priorityClassName: {{ . }}
-{{- end }}
-{{- with $v.schedulerName }}
-schedulerName: {{ . }}
-{{- end }}
+{{- include "ddp.nodes" .root }}
 {{- if and $gpus $v.gpu.runtimeClassName }}
-runtimeClassName: {{ $v.gpu.runtimeClassName }}
+runtimeClassName: {{ $v.gpu.runtimeClassName | quote }}
 {{- end }}
 {{- if and $gpus (eq $v.gpu.mode "dra") }}
 resourceClaims:
-  - {name: gpus, resourceClaimTemplateName: {{ include "ddp.fullname" .root }}-gpus-{{ $gpus }}}
+  - {name: gpus, resourceClaimTemplateName: {{ include "ddp.gpuClaimTemplate" .root | quote }}}
 {{- end }}
-{{- with $v.nodeSelector }}
-nodeSelector: {{- toYaml . | nindent 2 }}
-{{- end }}
-tolerations:
-  {{- range list "not-ready" "unreachable" }}
-  - {key: node.kubernetes.io/{{ . }}, operator: Exists, effect: NoExecute, tolerationSeconds: {{ $v.policy.nodeLostAfterSeconds }}}
-  {{- end }}
-  {{- if $gpus }}
-  - {key: {{ $v.gpu.resourceName }}, operator: Exists, effect: NoSchedule}
-  {{- end }}
-  {{- with $v.tolerations }}{{ toYaml . | nindent 2 }}{{ end }}
 {{- $affinity := include "ddp.affinity" . | fromYaml }}
 {{- with $affinity }}
 affinity: {{- toYaml . | nindent 2 }}

@@ -32,6 +32,23 @@ REFUSED_WITH_A_SENTENCE = {
     "a preset that does not exist": ({"preset": "demos"}, 'preset "demos" does not exist; known are smoke, demo and cluster-16'),
     "a node count in config": ({"config": {"distributed": {"nodes": 2}}}, "config.distributed.nodes is the chart's business: set replicas"),
     "a run name in config": ({"config": {"run": {"name": "x"}}}, "the release's name is the run's name"),
+    "a place for the cache in config": ({"config": {"data": {"seed_cache_dir": "/x"}}}, "where the image's builder puts decoded images"),
+    "a download that config overrules": (
+        {"data": {"download": True}, "config": {"data": {"source": "sample"}}},
+        "data.download is true, but config.data.source is sample; drop one of them",
+    ),
+    "workers that give up before their master may begin": (
+        {"config": {"distributed": {"peer_timeout_seconds": 359}}},
+        "peer_timeout_seconds 359 is too short beside fault_tolerance.lock_wait_seconds 300",
+    ),
+    "a master that waits longer than its workers": (
+        {"config": {"fault_tolerance": {"lock_wait_seconds": 1000}, "distributed": {"peer_timeout_seconds": 1000}}},
+        "make it at least 1060, or leave it out",
+    ),
+    "no job, and its claim deleted": (
+        {"job": {"enabled": False}, "checkpoint": {"keep": False}},
+        "would delete the claim, and every checkpoint on it",
+    ),
     "a run that saves nothing": ({"config": {"checkpoint": {"every_seconds": 0, "every_steps": None}}}, "every_seconds"),
 }
 REFUSED_BY_THE_SCHEMA = {
@@ -62,6 +79,15 @@ def test_is_refused_with_words_that_help(case, helm, tmp_path):
     render = template(tmp_path, values, helm=helm)
     assert render.code != 0
     assert words in render.error
+
+
+@pytest.mark.parametrize("helm", HELMS)
+def test_the_guard_is_refused_where_kubernetes_has_no_admission_policies(helm, tmp_path):
+    old = ("--kube-version", "1.29.9")
+    guarded = template(tmp_path, {"guard": {"enabled": True}}, helm=helm, arguments=old)
+    assert "guard.enabled needs Kubernetes 1.30 or newer, which has ValidatingAdmissionPolicy, but this is v1.29.9" in guarded.error
+    assert template(tmp_path, helm=helm, arguments=old).code == 0
+    assert template(tmp_path, {"guard": {"enabled": True}}, helm=helm, arguments=("--kube-version", "1.30.0")).code == 0
 
 
 def test_a_release_name_that_is_too_long_is_refused_by_helm(tmp_path):

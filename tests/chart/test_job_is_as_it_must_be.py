@@ -61,6 +61,63 @@ def test_cpu_threads_are_what_the_pod_was_promised(resources, procs, threads, tm
     assert config(template(tmp_path, values))["precision"]["threads_per_rank"] == threads
 
 
+ON_CPU = {"distributed": {"device": "cpu", "backend": "gloo"}}
+
+
+@pytest.mark.parametrize(
+    ("values", "threads"),
+    [
+        ({"gpusPerReplica": 1}, None),
+        ({"gpusPerReplica": 1, "config": ON_CPU}, 6),
+        ({"gpusPerReplica": 2, "replicas": 2, "config": ON_CPU}, 3),
+        ({"gpusPerReplica": 0, "config": {"distributed": {"device": "auto"}}}, 6),
+        ({"gpusPerReplica": 0, "config": {"precision": {"threads_per_rank": 2}}}, 2),
+        ({"gpusPerReplica": 0, "preset": "smoke"}, 6),
+    ],
+)
+def test_the_device_that_results_decides_whether_cpu_threads_are_counted(values, threads, tmp_path):
+    raw = config(template(tmp_path, {"resources": {"requests": {"cpu": "6"}}, **values}))
+    assert raw["precision"].get("threads_per_rank") == threads
+
+
+@pytest.mark.parametrize(
+    ("values", "lock_wait", "peer_timeout"),
+    [
+        ({}, 300, 360),
+        ({"job": {"terminationGracePeriodSeconds": 15}}, 195, 300),
+        ({"job": {"terminationGracePeriodSeconds": 900}}, 1080, 1140),
+        ({"config": {"fault_tolerance": {"lock_wait_seconds": 500.5}}}, 500.5, 561),
+        ({"config": {"distributed": {"peer_timeout_seconds": 4000}}}, 300, 4000),
+    ],
+)
+def test_workers_wait_for_their_master_longer_than_it_waits_for_its_predecessor(values, lock_wait, peer_timeout, tmp_path):
+    checked = configuration.validate(config(template(tmp_path, CPU | values)), "x")
+    assert checked.fault_tolerance.lock_wait_seconds == lock_wait
+    assert checked.distributed.peer_timeout_seconds == peer_timeout >= lock_wait + 60
+
+
+@pytest.mark.parametrize("values", [{}, {"preset": "cluster-16"}, {"config": {"data": {"image_size": 64}}}])
+def test_the_cache_can_be_written_and_what_the_image_brings_is_its_seed(values, tmp_path):
+    render = template(tmp_path, CPU | values)
+    data = config(render)["data"]
+    assert (data["cache_dir"], data["seed_cache_dir"]) == ("/cache", "/opt/ddp/cache")
+    for pod in pods(render.one("PyTorchJob")).values():
+        assert {"name": "cache", "mountPath": "/cache"} in container(pod)["volumeMounts"]
+
+
+@pytest.mark.parametrize("section", ["telemetry", "fault_tolerance", "data", "distributed"])
+def test_a_section_that_the_chart_writes_into_may_be_the_users_too(section, tmp_path):
+    mine = {"telemetry": {"log_every_steps": 3}, "fault_tolerance": {"stop_grace_seconds": 9}, "data": {"flip": False}}
+    mine["distributed"] = {"collective_timeout_seconds": 77}
+    raw = config(template(tmp_path, CPU | {"config": {section: mine[section]}}))
+    assert mine[section].items() <= raw[section].items()
+
+
+def test_the_logs_end_stands_in_for_last_words_that_could_not_be_written(tmp_path):
+    for pod in pods(template(tmp_path, {}).one("PyTorchJob")).values():
+        assert container(pod)["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
 def test_the_master_is_one_and_the_rest_are_workers(tmp_path):
     job = template(tmp_path, {"replicas": 4}).one("PyTorchJob")
     specs = job["spec"]["pytorchReplicaSpecs"]
@@ -109,19 +166,6 @@ def test_there_is_a_liveness_probe_and_no_other(tmp_path):
         assert not {"readinessProbe", "startupProbe"} & set(container(pod))
 
 
-@pytest.mark.parametrize("topology", ["master", "workers"])
-def test_pods_keep_pod_security_restricted(topology, tmp_path):
-    for pod in pods(template(tmp_path, {"topology": topology}).one("PyTorchJob")).values():
-        spec, security = pod["spec"], container(pod)["securityContext"]
-        assert spec["securityContext"]["runAsNonRoot"] is True
-        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert security == {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
-        assert spec["automountServiceAccountToken"] is False
-        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
-        kinds = {kind for volume in spec["volumes"] for kind in volume if kind != "name"}
-        assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim"}
-
-
 def test_gpus_are_a_limit_and_their_taint_is_tolerated(tmp_path):
     pod = pods(template(tmp_path, {"gpusPerReplica": 2, "gpu": {"resourceName": "example.com/gpu"}}).one("PyTorchJob"))["Master"]
     assert container(pod)["resources"]["limits"] == {"example.com/gpu": 2}
@@ -133,6 +177,20 @@ def test_a_claim_that_stays_says_so_to_helm_and_argo(tmp_path):
     assert kept["helm.sh/resource-policy"] == "keep"
     assert "Prune=false" in kept["argocd.argoproj.io/sync-options"]
     assert "annotations" not in template(tmp_path, {"checkpoint": {"keep": False}}).one("PersistentVolumeClaim")["metadata"]
+
+
+def test_a_claim_of_gpus_is_named_after_what_it_asks_for(tmp_path):
+    names = set()
+    for gpus, device in ((1, "gpu.nvidia.com"), (2, "gpu.nvidia.com"), (2, "mig.nvidia.com")):
+        values = {"replicas": 1, "gpusPerReplica": gpus, "gpu": {"mode": "dra", "deviceClassName": device}}
+        render = template(tmp_path, values)
+        wanted = render.one("ResourceClaimTemplate")
+        (request,) = wanted["spec"]["spec"]["devices"]["requests"]
+        assert (request["exactly"]["count"], request["exactly"]["deviceClassName"]) == (gpus, device)
+        (claim,) = pods(render.one("PyTorchJob"))["Master"]["spec"]["resourceClaims"]
+        assert claim["resourceClaimTemplateName"] == wanted["metadata"]["name"]
+        names.add(wanted["metadata"]["name"])
+    assert len(names) == 3
 
 
 def test_nothing_is_rendered_without_the_job(tmp_path):

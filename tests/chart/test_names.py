@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from chart import template
+from chart import case_values, pods, template
 
 CPU = {"gpusPerReplica": 0}
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -45,6 +45,32 @@ def test_pod_names_are_dns_labels(release, tmp_path):
     pod = f"{job_name(tmp_path, release=release)}-worker-9999"
     assert DNS_1035.fullmatch(pod)
     assert len(pod) <= 63
+
+
+def shape(node):
+    """Types instead of values, so that two renders can be compared whatever the names in them."""
+    if isinstance(node, dict):
+        return {key: shape(value) for key, value in node.items()}
+    return [shape(item) for item in node] if isinstance(node, list) else type(node)
+
+
+@pytest.mark.parametrize("name", ["123", "1e3", "true", "null", "0x10", "1.5"])
+@pytest.mark.parametrize("case", ["cpu", "everything"])
+def test_a_release_or_namespace_whose_name_yaml_takes_for_something_else_stays_text(name, case, tmp_path):
+    one, other = (
+        template(tmp_path, case_values(case), release=release, arguments=("-n", release.replace(".", ""))) for release in ("plain", name)
+    )
+    assert [shape(item) for item in other.objects] == [shape(item) for item in one.objects]
+
+
+def test_a_users_labels_cannot_replace_the_charts_own(tmp_path):
+    own = {"app.kubernetes.io/name": "mine", "ddp-operator.io/run": "other", "team": "a"}
+    job = template(tmp_path, CPU | {"podLabels": own, "job": {"labels": own, "queueName": "q"}}).one("PyTorchJob")
+    for labels in (job["metadata"]["labels"], *(pod["metadata"]["labels"] for _, pod in pods([job]))):
+        assert labels["app.kubernetes.io/name"] == "ddp-trainer"
+        assert labels["ddp-operator.io/run"] == "ddp-demo"
+        assert labels["team"] == "a"
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "q"
 
 
 def test_long_names_that_begin_alike_stay_apart(tmp_path):

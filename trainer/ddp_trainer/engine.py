@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from ddp_trainer.config import RunConfig
 from ddp_trainer.data.order import evaluation_slice, global_batch, micro_batches_of
@@ -250,15 +250,6 @@ def build(config: RunConfig, task: Task, group: Group, train_set: Dataset, test_
     layout = torch.channels_last if config.precision.channels_last else torch.contiguous_format
     model = task.build_model().to(group.device)
     model = model.to(memory_format=layout)
-    decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    rest = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    optimizer = SGD(
-        [{"params": decay, "weight_decay": config.optim.weight_decay}, {"params": rest, "weight_decay": 0.0}],
-        lr=config.optim.lr,
-        momentum=config.optim.momentum,
-        nesterov=config.optim.nesterov,
-        fused=True,
-    )
     if compiles(config, group.device):
         model.compile()
     if group.device.type == "cuda":
@@ -269,7 +260,7 @@ def build(config: RunConfig, task: Task, group: Group, train_set: Dataset, test_
         group=group,
         model=model,
         ranks_model=model,
-        optimizer=optimizer,
+        optimizer=build_optimizer(config, model),
         ema={n: p.detach().clone() for n, p in model.named_parameters()} if config.optim.ema_decay else {},
         train_set=train_set.to(group.device),
         test_set=test_set.to(group.device),
@@ -277,6 +268,18 @@ def build(config: RunConfig, task: Task, group: Group, train_set: Dataset, test_
         micro_batches=micro_batches,
         total_steps=count_steps(config, len(train_set)),
     )
+
+
+def build_optimizer(config: RunConfig, model: nn.Module) -> Optimizer:
+    """The configured optimizer, fused; weights of two or more dimensions decay, norms and biases do not."""
+    optim, trained = config.optim, [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if optim.name == "adamw":
+        return AdamW(groups, lr=optim.lr, betas=(optim.momentum, optim.beta2), fused=True)
+    return SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
 
 
 def begin(run: Training) -> None:

@@ -243,6 +243,24 @@ def test_frozen_parameters_of_a_users_model_are_left_out():
     assert {name for name in before if torch.equal(before[name], after[name])} == {"0.weight", "0.bias"}
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weights_decay_and_norms_and_biases_do_not_whatever_the_optimizer(name):
+    run = training(optim__name=name, optim__weight_decay=0.25)
+    assert type(run.optimizer).__name__.lower() == name
+    assert {(p.ndim > 1, group["weight_decay"]) for group in run.optimizer.param_groups for p in group["params"]} == {
+        (True, 0.25),
+        (False, 0.0),
+    }
+    assert run.optimizer.defaults["fused"] is True
+
+
+def test_adamw_learns():
+    run, diary = training(optim__name="adamw", optim__lr=0.01, optim__epochs=10), Diary()
+    train(run, diary.hooks())
+    losses = [loss for _, loss, _, _ in diary.of("measured")]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
 class Torn(torch.autograd.Function):
     """Passes values through; its gradient is not finite."""
 

@@ -62,7 +62,8 @@ class RunState:
                 raise BadCheckpointError(f"{name} belongs to no parameter of the model")
             parameter = parameters[owner]
             same = tuple(shape) == tuple(parameter.shape)  # else a counter, such as Adam's step
-            self.optimizer.state[parameter].setdefault(slot, torch.zeros_like(parameter) if same else torch.zeros(tuple(shape)))
+            empty = torch.zeros_like(parameter) if same else torch.zeros(tuple(shape), device=parameter.device)
+            self.optimizer.state[parameter].setdefault(slot, empty)
 
     def shared(self) -> list[Tensor]:
         """What DDP does not broadcast by itself: optimizer and average, in a fixed order."""

@@ -14,6 +14,7 @@ from ddp_trainer.telemetry.console import RunConsole, Tone
 from ddp_trainer.telemetry.document import Progress
 from ddp_trainer.telemetry.events import EVENTS_FILE
 from ddp_trainer.telemetry.fetch import fetch
+from ddp_trainer.telemetry.readable import counted
 
 REFRESH_SECONDS = 0.25
 FETCH_SECONDS = 0.5
@@ -103,7 +104,7 @@ def _sentence(event: dict[str, Any]) -> tuple[str, Tone] | None:
         case "resume":
             lost = event.get("lost_steps") or 0
             where = f"resumed at step {event['step']}" if event.get("step") else "started again from the beginning"
-            return where + (f", {lost} steps to do again" if lost else ""), "good"
+            return where + (f", {counted(lost, 'step')} to do again" if lost else ""), "good"
         case "checkpoint":
             seconds = event.get("persist_seconds") or 0.0
             return f"checkpoint at step {event.get('step')} ({(event.get('bytes') or 0) / 1e6:.0f} MB, {seconds:.2f} s)", "plain"

@@ -13,6 +13,7 @@ from ddp_trainer.config import RunConfig
 from ddp_trainer.report.inputs import Record
 from ddp_trainer.report.numbers import UNKNOWN, count, duration, percent
 from ddp_trainer.report.story import Run
+from ddp_trainer.telemetry.readable import counted
 
 VALUE_CHARACTERS = 300
 """A configuration value longer than this is cut; config.json has it whole."""
@@ -77,7 +78,11 @@ def _faults_sentence(run: Run) -> str:
     each = f"in {duration(max(healed))}" if len(healed) == 1 else f"in at most {duration(max(healed))} each"
     rest = "" if len(healed) == len(run.incidents) else f" after {len(healed)} of them"
     cost = (
-        f", at a cost of {run.lost_steps:,} steps of work" if run.lost_steps else ", without losing a step" if run.lost_steps == 0 else ""
+        f", at a cost of {counted(run.lost_steps, 'step')} of work"
+        if run.lost_steps
+        else ", without losing a step"
+        if run.lost_steps == 0
+        else ""
     )
     went_on = "had its state back" if any(i.resumed_step for i in run.incidents) else "started again from the beginning"
     return f" It met {faults} and {went_on}{rest} {each}{cost}."

@@ -33,6 +33,7 @@ from ddp_trainer.resilience.zygote import Death, Zygote, ZygoteError
 from ddp_trainer.telemetry.events import EventLog
 from ddp_trainer.telemetry.facts import FactsPage
 from ddp_trainer.telemetry.node import NodeTelemetry
+from ddp_trainer.telemetry.readable import counted
 
 _log = logging.getLogger(__name__)
 
@@ -321,7 +322,7 @@ class GangAgent(SimpleElasticAgent):
         self._chronicle.save()
         if self._events:
             self._events.append("restart", cause=fault.cause, node=fault.node, attempt=self._chronicle.attempt + 1)
-        _log.warning("re-forming after: %s (%d steps to do again)", fault.sentence, lost)
+        _log.warning("re-forming after: %s (%s to do again)", fault.sentence, counted(lost, "step"))
 
     def _record_fault(self, fault: Fault) -> None:
         if self._events:

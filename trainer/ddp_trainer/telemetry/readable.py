@@ -49,3 +49,9 @@ def rate(per_second: float | None) -> str:
     if per_second is None:
         return "-"
     return f"{per_second:.1f}" if per_second < 10 else f"{per_second:,.0f}"  # noqa: PLR2004 (two digits at least)
+
+
+def counted(number: float, thing: str) -> str:
+    """`1 step`, `1,234 steps`, `0.5 epochs`."""
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{shown} {thing}" + ("" if number == 1 else "s")

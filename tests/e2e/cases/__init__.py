@@ -1,0 +1,17 @@
+"""The end-to-end cases: each takes a release in a fresh namespace and yields rows of the table. What it promises is its docstring."""
+
+from cases.bad_input import bad, config, full, names, no_operator
+from cases.faults import drain, short, starting, train
+from cases.gpus import gpu, health
+from cases.guard import guard
+from cases.installs import five, helm3, literal, manifests, model, restricted, two
+from cases.network import network
+from cases.upgrades import overtaken, upgrade
+
+ALL = (
+    *(short, train, starting, drain, upgrade, overtaken, literal, helm3, restricted, manifests, model, two, guard, network, gpu, health),
+    *(bad, config, names, full, no_operator, five),
+)
+CASES = {case.__name__: case for case in ALL}
+RESTRICTED = {"restricted"}
+"""Whose namespace enforces that level of Pod Security."""
