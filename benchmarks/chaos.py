@@ -130,9 +130,9 @@ def _kill(supervisor: int, victim: str, number: int, run_dir: Path, wait: Callab
     before, killed = _trained(run_dir)[-1], time.time()
     os.kill(them[0 if victim == VICTIMS[2] else 1 + number % (len(them) - 1)].pid, signal.SIGKILL)
     back = wait(lambda: _step_after(run_dir, before["attempt"] + 1, 0))
-    formed = [event for event in read_events(run_dir / "events.jsonl") if event["kind"] == "form" and event["time"] > killed]
-    last = [line["step"] for line in _trained(run_dir) if line["attempt"] < back["attempt"]][-1]
-    return Kill(back["time"] - killed, max(0, last - back["step"] + 1), len(formed))
+    events = [event for event in read_events(run_dir / "events.jsonl") if event["time"] > killed]
+    lost = sum(event["lost_steps"] for event in events if event["kind"] == "resume")
+    return Kill(back["time"] - killed, lost, sum(event["kind"] == "form" for event in events))
 
 
 def _processes(supervisor: int, role: str) -> list[psutil.Process]:

@@ -86,6 +86,7 @@ class Group:
         """DDP around the model, rank 0's parameters and buffers broadcast; the model itself when it is alone.
 
         Buffers are not synchronised in every forward (for ResNet-50 that is 159 broadcasts): see `share_buffers`.
+        `static_graph` and `batched_grad_copy` were measured beside this (2 CPU ranks, alternating): within 3 % of it, which is noise.
         """
         if self.world_size == 1:
             return model
