@@ -202,8 +202,8 @@ class FaultToleranceSection(Section):
     """Give up after this many restarts in a row without a newer durable step."""
     monitor_interval_seconds: Seconds = 0.1
     """How often an agent looks at its ranks and at the generation."""
-    stop_grace_seconds: Seconds = 3.0
-    """From SIGTERM to SIGKILL for ranks that are being stopped."""
+    stop_grace_seconds: Seconds = 15.0
+    """How long ranks may take to die of SIGKILL (0.1 s, or seconds on a busy machine) before one counts as stuck in the kernel."""
     lock_wait_seconds: Annotated[float, Field(ge=0)] = 0.0
     """How long to wait for another run on this directory to end: 0 on a laptop (refused at once), minutes in a container."""
 
