@@ -20,8 +20,11 @@ PATIENCE_SECONDS = 150.0
 def run_command(argv):
     """The forked child's body."""
     from ddp_trainer.cli import main
+    from ddp_trainer.resilience import entrypoint
 
     sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
+    # a container's kubelet mounts a file for the last words; here a test may name one
+    entrypoint.TERMINATION_LOG = Path(os.environ.get("TERMINATION_LOG", entrypoint.TERMINATION_LOG))
     sys.argv = ["ddp", *argv]
     main()
 
@@ -40,9 +43,12 @@ class Run:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while self.code is None:
             assert time.monotonic() < deadline, f"still running after {PATIENCE_SECONDS} s:\n{self.output}"
-            for death in self.zygote.deaths(timeout_seconds=0.5):
-                RUNS[death.pid].code = death.code
+            self._look(timeout_seconds=0.5)
         return self.code
+
+    def _look(self, timeout_seconds=0.0):
+        for death in self.zygote.deaths(timeout_seconds):
+            RUNS[death.pid].code = death.code
 
     @property
     def output(self):
@@ -72,11 +78,14 @@ class Run:
     def until(self, fact, what):
         """Wait for a fact about the run, with a bound."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not (found := fact()):
+        while True:
+            self._look()
+            ended = self.code is not None  # asked first, so that what the run did last is still seen
+            if found := fact():
+                return found
+            assert not ended, f"ended with {self.code} before {what}:\n{self.output}"
             assert time.monotonic() < deadline, f"no {what} within {PATIENCE_SECONDS} s:\n{self.output}"
-            assert self.code is None, f"ended before {what}:\n{self.output}"
             time.sleep(0.02)
-        return found
 
     def trained_to(self, step, attempt=0):
         """Wait until a train line of `step` or later was written, by `attempt` or a later one."""
@@ -87,13 +96,13 @@ class Run:
         return self.until(lines, f"step {step}")[-1]
 
     def processes(self):
-        """pid -> role ("supervisor", "nursery", "agent", "zygote", "rank") of every living process of this run."""
+        """pid -> role ("supervisor", "nursery", "agent", "zygote", "rank", "writer") of every living process of this run."""
         roles = ("supervisor", "nursery", "agent", "zygote", "rank")
         found, level = {self.pid: roles[0]}, [self.pid]
         for role in roles[1:]:
             level = [pid for parent in level for pid in children(parent)]
             found.update(dict.fromkeys(level, role))
-        return found
+        return {pid: "writer" if command(pid) == "ddp-writer" else role for pid, role in found.items()}
 
     def pids(self, role):
         return [pid for pid, its in self.processes().items() if its == role]
@@ -107,6 +116,21 @@ def children(pid):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
+
+
+def command(pid):
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def wait_until_gone(pids):
+    """The kernel ends a killed run's processes one after the other, from the top of the tree."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while left := [pid for pid in pids if is_alive(pid)]:
+        assert time.monotonic() < deadline, f"still there after {PATIENCE_SECONDS} s: {left}"
+        time.sleep(0.02)
 
 
 def is_alive(pid):

@@ -23,7 +23,7 @@ import typer
 
 from ddp_trainer import config as configuration
 from ddp_trainer.config import RunConfig
-from ddp_trainer.errors import CONFIG_ERROR, ConfigError, DdpError
+from ddp_trainer.errors import CONFIG_ERROR, DATA_ERROR, ConfigError, DdpError
 
 app = typer.Typer(
     name="ddp",
@@ -34,6 +34,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at a run configuration without starting anything.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+checkpoints_app = typer.Typer(help="Look after a run's checkpoints: list, verify, prune, export.", no_args_is_help=True)
+app.add_typer(checkpoints_app, name="checkpoints")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Run configuration, JSON or YAML.", show_default="all defaults")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override one value; may be repeated.")]
@@ -123,6 +125,52 @@ def show(file: Annotated[Path | None, typer.Argument()] = None, settings: Settin
 def schema() -> None:
     """Print the JSON schema of a run configuration."""
     typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+@checkpoints_app.command("list")
+def list_checkpoints(
+    run_dir: Path, verify: Annotated[bool, typer.Option("--verify", help="Read and hash every file; else manifests only.")] = False
+) -> None:
+    """List RUN_DIR's checkpoints, newest first: a table on a terminal, plain columns in a pipe."""
+    from ddp_trainer.checkpoint.inventory import entries
+    from ddp_trainer.checkpoint.listing import show
+
+    show(entries(run_dir, hashed=verify))
+
+
+@checkpoints_app.command("verify")
+def verify_checkpoints(
+    run_dir: Path, step: Annotated[int | None, typer.Option("--step", min=0, help="Only this one.", show_default="all")] = None
+) -> None:
+    """Read and hash every file of RUN_DIR's checkpoints. Ends with 3 if one is bad; nothing is moved."""
+    from ddp_trainer.checkpoint.inventory import entries
+    from ddp_trainer.checkpoint.listing import show
+
+    found = entries(run_dir, hashed=True, step=step)
+    show(found)
+    raise typer.Exit(0 if all(entry.is_verified for entry in found) else DATA_ERROR.code)
+
+
+@checkpoints_app.command("prune")
+def prune_checkpoints(run_dir: Path, keep: Annotated[int, typer.Option("--keep", min=1, help="How many of the newest stay.")]) -> None:
+    """Remove older checkpoints of RUN_DIR, while no run uses it. The newest one that verifies always stays."""
+    from ddp_trainer.checkpoint.inventory import prune
+
+    removed = prune(run_dir, keep)
+    typer.echo(f"removed: {', '.join(map(str, removed)) or 'none'}")
+
+
+@checkpoints_app.command("export")
+def export_checkpoint(
+    run_dir: Path,
+    out: Path,
+    step: Annotated[int | None, typer.Option("--step", min=0, help="Which one.", show_default="the newest that verifies")] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="The averaged parameters instead of the trained ones.")] = False,
+) -> None:
+    """Write a checkpoint's model to OUT/model.safetensors, and say how to load it."""
+    from ddp_trainer.checkpoint.inventory import export
+
+    typer.echo(export(run_dir, out, step, ema=ema))
 
 
 def _load(file: Path | None, settings: list[str] | None, run_dir: Path | None, workers: int | None) -> RunConfig:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
@@ -26,6 +26,8 @@ from ddp_trainer.errors import ConfigError
 
 POLL_SECONDS = (0.005, 0.25)
 """First and longest pause between two looks at who is there."""
+SHARE_BYTES = 32 * 1024 * 1024
+"""Most that is broadcast at once: large enough for the network, small beside the state, which would else be in memory twice."""
 _ECHOES = re.compile(
     r"gloo/transport|connectFullMesh|Connection (closed|reset) by peer|Broken pipe|Timed out waiting \d+ ?ms|caused pair closure",
     re.IGNORECASE,
@@ -57,8 +59,8 @@ class Group:
         self.backend = backend
 
     @classmethod
-    def join(cls, config: RunConfig, place: Place) -> Self:
-        """Choose device and threads, and meet the other ranks in the agents' store.
+    def join(cls, config: RunConfig, place: Place, waiting: Callable[[int], None] = lambda _: None) -> Self:
+        """Choose device and threads, and meet the other ranks in the agents' store; `waiting(looks)` is called at every look for them.
 
         Raises:
             ConfigError: more ranks than GPUs, or nccl without one.
@@ -71,7 +73,7 @@ class Group:
         if place.world_size > 1:
             bound = timedelta(seconds=config.distributed.collective_timeout_seconds)
             client = TCPStore(place.store_host, place.store_port, is_master=False, timeout=bound)
-            _await_all(PrefixStore(place.store_prefix, client), place.world_size)
+            _await_all(PrefixStore(place.store_prefix, client), place.world_size, waiting)
             dist.init_process_group(
                 backend,
                 store=PrefixStore(place.store_prefix, client),
@@ -83,7 +85,7 @@ class Group:
         return cls(place, device, backend)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """DDP around the model, rank 0's parameters and buffers broadcast; the model itself when it is alone.
+        """DDP around a model that is the same on all ranks (see `share`); the model itself when it is alone.
 
         Buffers are not synchronised in every forward (for ResNet-50 that is 159 broadcasts): see `share_buffers`.
         `static_graph` and `batched_grad_copy` were measured beside this (2 CPU ranks, alternating): within 3 % of it, which is noise.
@@ -91,37 +93,44 @@ class Group:
         if self.world_size == 1:
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, forward_sync_buffers=False)
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, forward_sync_buffers=False, init_sync=False)
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every rank rank 0's norm statistics: only those are the run's."""
         self.share(list(model.buffers()))
 
-    def share(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors with rank 0's, in one broadcast per dtype."""
+    def share(self, tensors: Iterable[Tensor], source: int = 0) -> None:
+        """Overwrite tensors with rank `source`'s, in few broadcasts of at most `SHARE_BYTES`."""
         if self.world_size == 1:
             return
-        by_dtype: dict[torch.dtype, list[Tensor]] = {}
-        for tensor in tensors:
-            by_dtype.setdefault(tensor.dtype, []).append(tensor)
-        for group in by_dtype.values():
-            flat = torch.cat([t.reshape(-1) for t in group])
-            dist.broadcast(flat, src=0)
-            if self.rank:
-                for tensor, part in zip(group, torch.split(flat, [t.numel() for t in group]), strict=True):
-                    tensor.copy_(part.view(tensor.shape))
+        for group in _portions(tensors):
+            flat = torch.cat([t.detach().reshape(-1) for t in group])
+            dist.broadcast(flat, src=source)
+            if self.rank != source:
+                with torch.no_grad():
+                    for tensor, part in zip(group, torch.split(flat, [t.numel() for t in group]), strict=True):
+                        tensor.copy_(part.view(tensor.shape))
 
-    def share_json(self, value: Any) -> Any:
-        """Rank 0's JSON value, on every rank. No pickle."""
+    def gather_numbers(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Every rank's whole numbers, in rank order; equally many on each."""
+        if self.world_size == 1:
+            return [list(numbers)]
+        mine = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        rows = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(rows, mine)
+        return [row.tolist() for row in rows]
+
+    def share_json(self, value: Any, source: int = 0) -> Any:
+        """Rank `source`'s JSON value, on every rank. No pickle."""
         if self.world_size == 1:
             return value
-        data = json.dumps(value).encode() if self.rank == 0 else b""
+        data = json.dumps(value).encode() if self.rank == source else b""
         size = torch.tensor([len(data)], device=self.device)
-        dist.broadcast(size, src=0)
+        dist.broadcast(size, src=source)
         body = torch.empty(int(size), dtype=torch.uint8, device=self.device)
-        if self.rank == 0:
+        if self.rank == source:
             body.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        dist.broadcast(body, src=0)
+        dist.broadcast(body, src=source)
         return json.loads(bytes(body.cpu().numpy()))
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -147,14 +156,31 @@ class Group:
             dist.destroy_process_group()
 
 
-def _await_all(store: PrefixStore, world_size: int) -> None:
+def _portions(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one dtype, at most `SHARE_BYTES` together (or one alone), in an order that is the same on all ranks."""
+    open_groups: dict[torch.dtype, tuple[list[Tensor], int]] = {}
+    for tensor in tensors:
+        group, size = open_groups.get(tensor.dtype, ([], 0))
+        bytes_ = tensor.numel() * tensor.element_size()
+        if group and size + bytes_ > SHARE_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(tensor)
+        open_groups[tensor.dtype] = (group, size + bytes_)
+    yield from (group for group, _ in open_groups.values())
+
+
+def _await_all(store: PrefixStore, world_size: int, waiting: Callable[[int], None]) -> None:
     """Wait until every rank of this generation is here, its data read.
 
     Without a bound of its own: one node's download may take an hour, and a group that is formed waits for a late rank no longer than for
     a collective. Who is awaited is watched by its agent, and its death ends this generation.
     """
     here, pause = store.add("here", 1), POLL_SECONDS[0]
+    looks = 0
     while here < world_size:
+        looks += 1
+        waiting(looks)
         time.sleep(pause)
         pause = min(pause * 1.5, POLL_SECONDS[1])
         here = store.add("here", 0)

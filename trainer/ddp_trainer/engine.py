@@ -1,4 +1,4 @@
-"""The training loop: step, evaluate, offer the state. It knows steps, not files, pods, signals or clocks.
+"""The training loop: step, evaluate, keep the state. It knows steps, not files, pods or signals.
 
 Per step, every rank computes its share of the micro-batches of one global batch; the last backward all-reduces the gradients. The
 result is a function of the configuration alone: whatever the world size, the same samples meet the same parameters in the same
@@ -10,18 +10,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import random
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from ddp_trainer.config import RunConfig
-from ddp_trainer.data.order import evaluation_slice, global_batch, micro_batches_of
+from ddp_trainer.data.order import evaluation_slice, global_batch, micro_batch, micro_batches_of
 from ddp_trainer.distributed import Group
 from ddp_trainer.errors import ConfigError, DivergedError
+from ddp_trainer.piggyback import Piggyback, Words
 from ddp_trainer.tasks.protocol import Dataset, Task
 
 _log = logging.getLogger(__name__)
@@ -55,15 +59,23 @@ class Training:
     predictions: list[Tensor] = field(default_factory=list)
     """float32 [n, 3] per batch of the last evaluation: target, predicted class, confidence. Empty if the task has no classes."""
     sums: Tensor = field(init=False)
-    """float64 [3] on the device, since the last report: loss and accuracy over this rank's samples, and steps that were not finite."""
-    samples: int = 0
-    """This rank's samples in `sums`."""
+    """float64 [4] on the device, since the last report: loss and accuracy summed over this rank's samples, steps that were not finite,
+    and the number of samples."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last evaluation, which was after `evaluated_step`."""
+    evaluated_step: int = 0
+    skipped: Sequence[tuple[int, int]] = ()
+    """Windows of 0-based steps that are passed over, because the loss was not finite there: (first, one after the last)."""
+    words: Piggyback | None = None
+    """What ranks tell each other; None where there is one rank. Set by `begin`."""
+    own_seconds: float = 0.0
+    """This rank's own part of the last step: data and forward passes, without waiting for others."""
     probes: list[Tensor] = field(init=False)
     """Parameters whose gradients are looked at in every step: see `_finite_gradients`."""
 
     def __post_init__(self) -> None:
         """Sums start at zero."""
-        self.sums = torch.zeros(3, dtype=torch.float64, device=self.group.device)
+        self.sums = torch.zeros(4, dtype=torch.float64, device=self.group.device)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.probes = [p for i, p in enumerate(trained) if p.ndim <= 1 or i in {0, len(trained) - 1}]
 
@@ -86,74 +98,125 @@ class Training:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop tells the outside; each call decides for itself whether anything is to be done."""
+    """What the loop asks and tells the outside; each call decides for itself whether anything is to be done."""
 
-    stepped: Callable[[int, int], None]
-    """(step, samples) after every step."""
+    wish: Callable[[int], Words]
+    """(step): what this rank has to say to the others with the step that comes, which will be `step`."""
+    stepped: Callable[[int, int, tuple[float, ...]], None]
+    """(step, samples of all ranks, own seconds of each rank if known) after every step."""
     measured: Callable[[int, float, float, float], None]
     """(step, loss, accuracy, lr) every `telemetry.log_every_steps`."""
     evaluating: Callable[[], None]
+    """An evaluation begins, or is a batch further."""
     evaluated: Callable[[int, dict[str, float]], None]
-    offer: Callable[[int], None]
-    """(step): the state is complete and may be saved."""
+    keep: Callable[[int], None]
+    """(step): the state after `step` is complete, the same on all ranks, and shall be kept."""
+
+
+class LeavingError(Exception):
+    """Some rank asked all of them to leave: the state has been kept, and training ends here for now."""
 
 
 def train(run: Training, hooks: Hooks) -> dict[str, float]:
-    """Run from `run.step` to the end; returns the last evaluation's metrics (empty if there was nothing left to do).
+    """Run from `run.step` to the end; returns the last evaluation's metrics.
 
     Raises:
         DivergedError: the loss is not finite. The parameters are those before the bad step.
+        LeavingError: asked to leave, by any rank; all ranks raise it after the same step.
     """
-    metrics: dict[str, float] = {}
     every = run.config.telemetry.log_every_steps
+    if run.step > run.evaluated_step and evaluation_is_due(run.config, run.step, run.total_steps, run.steps_per_epoch):
+        _evaluate(run, hooks)  # the ranks before were asked to leave right before it
     while run.step < run.total_steps:
         lr = learning_rate(run.config, run.step, run.total_steps)
-        one_step(run, lr)
+        wish = hooks.wish(run.step + 1)
+        is_skipped = any(first <= run.step < end for first, end in run.skipped)
+        heard = Words() if is_skipped else one_step(run, lr, wish)
         run.step += 1
-        hooks.stepped(run.step, run.config.data.global_batch)
-        if run.step % every == 0 or run.step == run.total_steps:
+        hooks.stepped(run.step, run.config.data.global_batch, heard.own_seconds)
+        is_last = run.step == run.total_steps
+        if (run.step % every == 0 or is_last) and not is_skipped:
             loss, accuracy = _take_means(run)
             hooks.measured(run.step, loss, accuracy, lr)
+        if heard.leave and not is_last:
+            _keep(run, hooks)
+            raise LeavingError
         if evaluation_is_due(run.config, run.step, run.total_steps, run.steps_per_epoch):
-            hooks.evaluating()
-            metrics = evaluate(run)
-            hooks.evaluated(run.step, metrics)
-        hooks.offer(run.step)
-    return metrics
+            _evaluate(run, hooks)
+        if heard.keep or is_last:
+            _keep(run, hooks)
+    return run.metrics
 
 
-def one_step(run: Training, lr: float) -> None:
-    """Forward and backward of this rank's micro-batches, gradients averaged in the last backward, one optimizer step."""
+def _evaluate(run: Training, hooks: Hooks) -> None:
+    hooks.evaluating()
+    run.metrics, run.evaluated_step = evaluate(run, hooks.evaluating), run.step
+    hooks.evaluated(run.step, run.metrics)
+
+
+def _keep(run: Training, hooks: Hooks) -> None:
+    run.group.share_buffers(run.model)  # parameters agree anyway; norm statistics are rank 0's
+    hooks.keep(run.step)
+
+
+def one_step(run: Training, lr: float, wish: Words | None = None) -> Words:
+    """Forward and backward of this rank's micro-batches, gradients averaged in the last backward, one optimizer step.
+
+    Returns:
+        What all ranks wish; `wish` is this one's.
+    """
+    wish = replace(wish or Words(), own_seconds=(run.own_seconds,))
+    started = time.perf_counter()
     seed, batch = run.config.run.seed, run.config.data.global_batch
     indices, epochs = global_batch(seed, len(run.train_set), batch, run.step)
     mine = micro_batches_of(run.group.rank, run.group.world_size, run.micro_batches)
-    size = batch // run.micro_batches
+    share = run.group.world_size / run.micro_batches
     finite = True
     run.ranks_model.train()
     for number in mine:
-        part = slice(number * size, (number + 1) * size)
+        part = micro_batch(number, run.micro_batches, batch)
+        _seed_generators((seed * _SEED_STRIDE + run.step) * _SEED_STRIDE + number)
         inputs, targets = run.train_set.batch(indices[part], epochs[part])
-        torch.manual_seed((seed * _SEED_STRIDE + run.step) * _SEED_STRIDE + number)  # a user's dropout: keyed by step and place
-        loss, outputs = _forward_backward(run, inputs, targets, share=1 / len(mine), reduce=number == mine[-1])
-        counted = run.task.metrics(outputs, targets)
+        is_last = number == mine[-1]
+        with contextlib.nullcontext() if is_last else _no_sync(run.ranks_model):
+            loss, outputs = _forward(run, inputs, targets)
+            if is_last:
+                run.own_seconds = time.perf_counter() - started
+            _backward(run, loss * share, wish if is_last else None)
+        counted = run.task.metrics(outputs.detach(), targets)
         accuracy = counted.get("accuracy")
-        run.sums[0] += loss.detach() * size
+        run.sums[0] += loss.detach() * len(targets)
         if accuracy is not None:
             run.sums[1] += accuracy
-        run.samples += size
+        run.sums[3] += len(targets)
         if run.group.device.type == "cpu":
             finite = finite and math.isfinite(loss.item())
+    heard = run.words.heard() if run.words else wish
     _step_if_finite(run, lr, finite=finite)
+    return heard
 
 
-def _forward_backward(run: Training, inputs: Tensor, targets: Tensor, share: float, *, reduce: bool) -> tuple[Tensor, Tensor]:
-    no_sync = getattr(run.ranks_model, "no_sync", None)
-    with contextlib.nullcontext() if reduce or no_sync is None else no_sync():
-        with run.autocast():
-            outputs = run.ranks_model(inputs)
-            loss = run.task.loss(outputs, targets)
-        (loss * share).backward()
-    return loss, outputs.detach()
+def _seed_generators(key: int) -> None:
+    """Whatever a user's code draws (dropout, its own noise) is a function of seed, step and place in the global batch: nothing to save."""
+    torch.manual_seed(key % 2**64)
+    random.seed(key)
+    np.random.seed(key % 2**32)  # noqa: NPY002  # the global generator is what other people's code uses
+
+
+def _forward(run: Training, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    with run.autocast():
+        outputs = run.ranks_model(inputs)
+        return run.task.loss(outputs, targets), outputs
+
+
+def _backward(run: Training, loss: Tensor, wish: Words | None) -> None:
+    """`wish` is said where gradients are averaged; None where they are only added up."""
+    (run.words.say(loss, wish) if run.words and wish else loss).backward()
+
+
+def _no_sync(ranks_model: nn.Module) -> contextlib.AbstractContextManager[object]:
+    no_sync = getattr(ranks_model, "no_sync", None)
+    return no_sync() if no_sync else contextlib.nullcontext()
 
 
 def _step_if_finite(run: Training, lr: float, *, finite: bool) -> None:
@@ -163,7 +226,8 @@ def _step_if_finite(run: Training, lr: float, *, finite: bool) -> None:
         if not (finite and bool(good)):
             raise DivergedError(
                 f"the loss or its gradient is not finite at step {run.step + 1} on rank {run.group.rank}; "
-                f"lower optim.lr (now {run.config.optim.lr}) or lengthen optim.warmup_ratio; the last checkpoint is good"
+                f"lower optim.lr (now {run.config.optim.lr}) or lengthen optim.warmup_ratio; the last checkpoint is good",
+                window=(run.step, run.step + 1),
             )
     else:
         # no device sync here: the fused kernel skips the update while found_inf is set, and `assert_finite` raises at the next report
@@ -189,13 +253,14 @@ def _finite_gradients(run: Training) -> Tensor:
     return torch.stack(torch._foreach_norm(gradients)).isfinite().all()  # noqa: SLF001  # public in spirit: torch.nn.utils' clipping
 
 
-def evaluate(run: Training) -> dict[str, float]:
-    """Metrics over the whole test set, every sample counted once, with rank 0's norm statistics."""
+def evaluate(run: Training, beat: Callable[[], None] = lambda: None) -> dict[str, float]:
+    """Metrics over the whole test set, every sample counted once, with rank 0's norm statistics. `beat` is called for each batch."""
     run.group.share_buffers(run.model)
     sums: dict[str, Tensor] = {}
     run.predictions.clear()
     with run.evaluated_parameters:
         for outputs, targets in _forward_test_set(run):
+            beat()
             if run.task.classes:
                 confidence, predicted = outputs.softmax(-1).max(-1)
                 run.predictions.append(torch.stack([targets.float(), predicted.float(), confidence], dim=1))
@@ -283,22 +348,24 @@ def build_optimizer(config: RunConfig, model: nn.Module) -> Optimizer:
 
 
 def begin(run: Training) -> None:
-    """Wrap the model for its ranks and run one throw-away backward, leaving the state as it was.
+    """Wrap the model, which is the same on all ranks, and run one throw-away backward, leaving the state as it was.
 
     DDP orders its buckets anew after the first backward, which changes the order of summation. Without this, a resumed run would
     differ in the last bits from the undisturbed one, at more than two ranks.
     """
-    run.ranks_model = run.group.wrap(run.model)
     if run.group.world_size == 1:
         return
+    run.words = Piggyback(run.model, run.group.rank, run.group.world_size, run.group.device)
+    run.ranks_model = run.group.wrap(run.words)
     size = run.config.data.global_batch // run.micro_batches
     size = size if run.config.precision.compile != "off" else min(size, WARM_UP_SAMPLES)  # another shape would compile again
     buffers = [buffer.clone() for buffer in run.model.buffers()]
     indices = torch.arange(size) % len(run.train_set)
     run.ranks_model.train()
     inputs, targets = run.train_set.batch(indices, torch.zeros_like(indices))
-    _forward_backward(run, inputs, targets, share=1.0, reduce=True)
-    run.optimizer.zero_grad(set_to_none=True)
+    loss, _ = _forward(run, inputs, targets)
+    _backward(run, loss, Words())
+    run.ranks_model.zero_grad(set_to_none=True)
     with torch.no_grad():
         for buffer, saved in zip(run.model.buffers(), buffers, strict=True):
             buffer.copy_(saved)
@@ -342,13 +409,13 @@ def compiles(config: RunConfig, device: torch.device) -> bool:
 
 
 def _take_means(run: Training) -> tuple[float, float]:
-    loss, accuracy, bad_steps = run.group.sum(run.sums).tolist()  # the one device sync of an interval
-    samples, run.samples = run.samples * run.group.world_size, 0
+    loss, accuracy, bad_steps, samples = run.group.sum(run.sums).tolist()  # the one device sync of an interval
     run.sums.zero_()
     if bad_steps or not math.isfinite(loss):
         raise DivergedError(
             f"the loss or its gradient is not finite at or before step {run.step}; lower optim.lr (now {run.config.optim.lr}) "
-            f"or lengthen optim.warmup_ratio; the last checkpoint is good"
+            f"or lengthen optim.warmup_ratio; the last checkpoint is good",
+            window=(max(0, run.step - run.config.telemetry.log_every_steps), run.step),
         )
     return loss / samples, accuracy / samples
 
@@ -361,7 +428,7 @@ def _average(run: Training) -> None:
 
 
 @contextlib.contextmanager
-def _swapped(live: dict[str, nn.Parameter], other: dict[str, Tensor]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _swapped(live: dict[str, nn.Parameter], other: dict[str, Tensor]) -> Iterator[None]:
     """The live parameters hold the other values inside the block."""
     kept = {name: p.detach().clone() for name, p in live.items()}
     with torch.no_grad():

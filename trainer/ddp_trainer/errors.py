@@ -65,6 +65,11 @@ class DivergedError(DdpError):
 
     exit = DIVERGED
 
+    def __init__(self, message: str, window: tuple[int, int] | None = None) -> None:
+        super().__init__(message)
+        self.window = window
+        """The 0-based steps among which it happened, where that is known: (first, one after the last)."""
+
 
 class PeerLostError(DdpError):
     """Another node, or the rendezvous store, did not answer within its bound."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
-from small_checkpoints import manifest_of, tensors_of
+import os
+import subprocess
 
-from ddp_trainer.checkpoint.manifest import Manifest
+import pytest
+from small_checkpoints import commit, is_state_of
+
 from ddp_trainer.checkpoint.store import CheckpointStore
 
 
@@ -20,23 +21,29 @@ def store(tmp_path):
 @pytest.fixture
 def save():
     """Commit the state that belongs to a step."""
-
-    def commit(store: CheckpointStore, step: int) -> Manifest:
-        return store.commit(tensors_of(step), lambda files: manifest_of(step, files))
-
     return commit
 
 
 @pytest.fixture
 def holds():
     """Whether what was loaded is exactly the state of a step."""
+    return is_state_of
 
-    def compare(loaded, step: int) -> bool:
-        expected = tensors_of(step)
-        return (
-            loaded.manifest.step == step
-            and loaded.tensors.keys() == expected.keys()
-            and all(torch.equal(loaded.tensors[name], expected[name]) for name in expected)
-        )
 
-    return compare
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts a real file system of a size below the test's folder."""
+    place = tmp_path / "disk"
+
+    def mount(size: str):
+        if os.geteuid() != 0:
+            pytest.skip("NOT RUN: only root may mount a small file system; what a full disk does to a commit was not tested")
+        place.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"NOT RUN: cannot mount a small file system here ({done.stderr.strip()}); full disks were not tested")
+        return place
+
+    yield mount
+    if os.path.ismount(place):
+        subprocess.run(["umount", place], check=True)

@@ -7,6 +7,7 @@ import torch
 from small_checkpoints import manifest_of
 from torch import nn
 
+from ddp_trainer.checkpoint.image import Image, tensors_of
 from ddp_trainer.checkpoint.manifest import BadCheckpointError
 from ddp_trainer.checkpoint.state import RunState
 
@@ -69,9 +70,25 @@ def test_a_restored_run_trains_on_as_the_undisturbed_one():
     assert same(resumed.tensors(), undisturbed.tensors())
 
 
+def in_memory(run):
+    """A copy of the state as snapshots have it: in a block of memory that is the files of a checkpoint."""
+    image = Image.of(run.tensors())
+    block = memoryview(bytearray(image.bytes))
+    image.write_headers(block)
+    run.copy_to(image.views(block))
+    return {name: block[start:end] for name, start, end in image.extents()}
+
+
+def test_a_state_goes_through_memory_unchanged():
+    saved, fresh = trained(), trained(steps=0)
+    fresh.restore(tensors_of(in_memory(saved)))
+    assert same(fresh.tensors(), saved.tensors())
+    assert layouts(fresh) == layouts(saved)
+
+
 def test_a_state_goes_through_the_store_unchanged(store):
     saved, fresh = trained(), trained(steps=0)
-    store.commit(saved.tensors(), lambda files: manifest_of(2, files))
+    store.commit({name: [content] for name, content in in_memory(saved).items()}, lambda files: manifest_of(2, files), 1)
     fresh.restore(store.load_newest().tensors)
     assert same(fresh.tensors(), saved.tensors())
     assert layouts(fresh) == layouts(saved)
@@ -79,11 +96,11 @@ def test_a_state_goes_through_the_store_unchanged(store):
 
 def test_what_was_copied_does_not_change_when_training_goes_on():
     run = trained()
-    copied = run.tensors()
-    before = {name: tensor.clone() for name, tensor in copied.items()}
+    expected = {name: tensor.clone() for name, tensor in run.tensors().items()}
+    copied = tensors_of(in_memory(run))
     train_a_step(run, 9)
-    assert same(copied, before)
-    assert all(tensor.is_contiguous() and tensor.device.type == "cpu" for tensor in copied.values())
+    assert same(copied, expected)
+    assert not same(run.tensors(), expected), "the live state was to change"
 
 
 def test_an_optimizer_with_counters_of_its_own_comes_back_too():
@@ -94,13 +111,26 @@ def test_an_optimizer_with_counters_of_its_own_comes_back_too():
     assert layouts(fresh) == layouts(saved)
 
 
-def test_a_rank_that_has_no_file_makes_the_same_slots_from_their_shapes():
-    saved, other = trained(), trained(steps=0)
-    assert other.slots() == {}
-    other.make_slots(saved.slots())
-    assert other.slots() == saved.slots()
+def shapes(run):
+    return {name: tuple(tensor.shape) for name, tensor in run.tensors().items()}
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_rank_that_has_no_file_makes_the_same_slots_from_their_shapes(optimizer):
+    settings = {"lr": 0.1, "momentum": 0.9} if optimizer is torch.optim.SGD else {"lr": 0.1}
+    saved, other = trained(optimizer=optimizer, **settings), trained(steps=0, optimizer=optimizer, **settings)
+    slots = {name: shape for name, shape in shapes(saved).items() if name.startswith("optimizer.")}
+    assert not shapes(other).keys() & slots.keys()
+    other.make_slots(slots)
+    assert list(shapes(other).items()) == list(shapes(saved).items()), "in one order, since they are sent in it"
     assert layouts(other) == layouts(saved)
-    assert [t.shape for t in other.shared()] == [t.shape for t in saved.shared()]
+
+
+def test_slots_that_are_there_are_left_as_they_are():
+    run = trained()
+    before = {name: tensor.clone() for name, tensor in run.tensors().items()}
+    run.make_slots({name: shape for name, shape in shapes(run).items() if name.startswith("optimizer.")})
+    assert same(run.tensors(), before)
 
 
 def test_the_norm_statistics_and_their_counter_are_part_of_the_state():

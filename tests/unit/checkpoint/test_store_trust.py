@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from ddp_trainer.checkpoint import manifest
-from ddp_trainer.checkpoint import store as store_module
+from ddp_trainer.checkpoint import loading, manifest
 from ddp_trainer.checkpoint.manifest import MANIFEST_NAME, BadCheckpointError, Manifest, folder_name, read_manifest, step_of, verify
-from ddp_trainer.checkpoint.store import TENSORS_NAME, CheckpointStore
+from ddp_trainer.checkpoint.store import CheckpointStore
 from ddp_trainer.errors import DataError
+
+TENSORS_NAME = "model.safetensors"
 
 
 def edit(folder, **changes):
@@ -32,6 +35,12 @@ def truncate(folder):
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def put(folder, make):
+    path = folder / TENSORS_NAME
+    path.rename(folder / "model.copy")
+    make(path)
+
+
 def rename_an_entry(folder, name):
     files = json.loads((folder / MANIFEST_NAME).read_text())["files"]
     edit(folder, files=files | {name: files[TENSORS_NAME]})
@@ -48,9 +57,15 @@ DAMAGES = {
     "a manifest that is no mapping": (lambda folder: (folder / MANIFEST_NAME).write_bytes(b"[]"), "manifest invalid"),
     "a manifest in another encoding": (lambda folder: (folder / MANIFEST_NAME).write_bytes(b"\xff\xfe\x00"), "manifest invalid"),
     "the manifest of another step": (lambda folder: edit(folder, step=7), "manifest says step 7"),
-    "another format": (lambda folder: edit(folder, format_version=2), "format version 2, this program reads 1"),
     "an unknown key": (lambda folder: edit(folder, extra=1), "manifest invalid"),
-    "a manifest without the tensors": (lambda folder: edit(folder, files={}), f"{TENSORS_NAME} is not in the manifest"),
+    "a missing small file": (lambda folder: (folder / "state.json").unlink(), "state.json: No such file"),
+    "a small file that was edited": (
+        lambda folder: (folder / "state.json").write_bytes(b'{"history": [3]}'),
+        "state.json: SHA-256 differs",
+    ),
+    "a folder in a file's place": (lambda folder: put(folder, Path.mkdir), "not a regular file"),
+    "a pipe in a file's place": (lambda folder: put(folder, os.mkfifo), "not a regular file"),
+    "a link in a file's place": (lambda folder: put(folder, lambda path: path.symlink_to("model.copy")), "not a regular file"),
     "a path out of the folder": (lambda folder: rename_an_entry(folder, "../../../etc/passwd"), "is not a plain file name"),
     "an absolute path": (lambda folder: rename_an_entry(folder, "/etc/passwd"), "is not a plain file name"),
     "the folder above": (lambda folder: rename_an_entry(folder, ".."), "is not a plain file name"),
@@ -85,6 +100,81 @@ def test_looking_finds_the_same_damage_and_moves_nothing(store, save, damage):
     assert (bad_step, bad, good_step) == (2, None, 1)
     assert reason in told
     assert good.step == 1
+    assert store.steps() == [1, 2]
+
+
+def write_with_its_hash(folder, name, content):
+    """A file that is what its writer wrote, which was wrong."""
+    (folder / name).write_bytes(content)
+    files = json.loads((folder / MANIFEST_NAME).read_text())["files"]
+    edit(folder, files=files | {name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (TENSORS_NAME, b"\xff" * 100, "header"),
+        (TENSORS_NAME, b"", "header"),
+        ("state.json", b"{", "Expecting"),
+        ("state.json", b"\xff{", "decode"),
+        ("state.json", b"[1]", "not a mapping"),
+    ],
+)
+def test_files_that_verify_and_hold_no_state_are_quarantined_too(store, save, holds, name, content, reason):
+    save(store, 1)
+    save(store, 2)
+    write_with_its_hash(store.folder(2), name, content)
+    loaded = store.load_newest()
+    assert holds(loaded, 1)
+    assert reason.lower() in loaded.quarantined[0][1].lower()
+
+
+def test_a_checkpoint_that_lists_no_tensors_is_quarantined(store, save, holds):
+    save(store, 1)
+    save(store, 2)
+    edit(store.folder(2), files={})
+    loaded = store.load_newest()
+    assert holds(loaded, 1)
+    assert loaded.quarantined == ((2, "there are no tensors in the manifest"),)
+
+
+def test_a_checkpoint_without_a_small_state_has_an_empty_one(store, save):
+    save(store, 1)
+    files = json.loads((store.folder(1) / MANIFEST_NAME).read_text())["files"]
+    del files["state.json"]
+    edit(store.folder(1), files=files)
+    assert store.load_newest().extra == {}
+
+
+@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_checkpoint_of_another_version_is_refused_with_a_sentence_and_stays_where_it_is(store, save, version, torn):
+    save(store, 1)
+    save(store, 2)
+    edit(store.folder(2), format_version=version, a_field_of_that_version=1)
+    if torn:
+        (store.folder(2) / TENSORS_NAME).unlink()  # this program cannot know what that version's files are
+    with pytest.raises(
+        DataError, match=rf"step-000000002 is of format version {version} and this program reads 2; use the version that wrote it"
+    ):
+        store.load_newest()
+    assert store.steps() == [1, 2]
+    assert not (store.root / "quarantine").exists()
+    (_, manifest, reason), (_, good, _) = store.verified()
+    assert manifest is None
+    assert f"format version {version}" in reason
+    assert good.step == 1
+
+
+def test_only_newer_checkpoints_are_looked_at_when_something_newer_is_asked_for(store, save, holds):
+    for step in (1, 2, 3):
+        save(store, step)
+    flip_a_byte(store.folder(1))
+    flip_a_byte(store.folder(3))
+    assert store.load_newest(newer_than=3) is None
+    assert store.steps() == [1, 2, 3]
+    assert holds(store.load_newest(newer_than=1), 2)
+    assert store.load_newest(newer_than=2) is None  # 3 lies in quarantine: what is in memory is used, and that is no error
     assert store.steps() == [1, 2]
 
 
@@ -165,36 +255,36 @@ def test_a_manifest_survives_being_written_and_read(store, save):
     read = read_manifest(store.folder(42))
     assert read == written == verify(store.folder(42))
     assert Manifest.model_validate_json(read.model_dump_json()) == read
-    assert read.total_bytes == (store.folder(42) / TENSORS_NAME).stat().st_size > 0
+    assert read.total_bytes == sum(path.stat().st_size for path in store.folder(42).iterdir() if path.name != MANIFEST_NAME)
 
 
 @pytest.fixture
 def failing_reads(monkeypatch):
-    """The next `n` reads of a data file fail as a network volume's do."""
+    """The next `n` reads of the model's file fail as a network volume's do."""
     left = [0]
     real = manifest.sha256_of
 
     def read(path):
-        if left[0]:
+        if path.name == TENSORS_NAME and left[0]:
             left[0] -= 1
             raise OSError(errno.EIO, "Input/output error")
         return real(path)
 
     monkeypatch.setattr(manifest, "sha256_of", read)
-    monkeypatch.setattr(store_module, "READ_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(loading, "READ_PAUSE_SECONDS", 0.0)
     return lambda n: left.__setitem__(0, n)
 
 
 def test_a_hiccup_of_the_volume_is_waited_out(store, save, holds, failing_reads):
     save(store, 1)
-    failing_reads(store_module.READ_ATTEMPTS - 1)
+    failing_reads(loading.READ_ATTEMPTS - 1)
     assert holds(store.load_newest(), 1)
 
 
 def test_a_volume_that_cannot_be_read_costs_no_checkpoint(store, save, holds, failing_reads):
     for step in (1, 2, 3):
         save(store, step)
-    failing_reads(store_module.READ_ATTEMPTS)
+    failing_reads(loading.READ_ATTEMPTS)
     with pytest.raises(DataError, match=r"step-000000003 cannot be read: .*Input/output error; nothing was moved"):
         store.load_newest()
     assert store.steps() == [1, 2, 3]

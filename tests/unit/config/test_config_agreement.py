@@ -41,13 +41,29 @@ def test_two_spellings_of_the_world_size_may_not_contradict_each_other():
         (["slurm.ntasks_per_node=4", "distributed.nodes=2"], r"slurm\.ntasks_per_node is 4 but the distributed section says 1"),
         (["checkpoint.every_seconds=null"], "nothing would be saved"),
         (["optim.momentum=0"], r"set optim\.nesterov=false"),
-        (["distributed.nodes=2", "distributed.min_nodes=1"], r"min_nodes is 1 but nodes is 2: .* not supported yet; leave min_nodes out"),
-        (["distributed.nodes=4", "distributed.max_nodes=8"], r"max_nodes is 8 but nodes is 4: .* not supported yet; leave max_nodes out"),
+        (["distributed.nodes=2", "distributed.min_nodes=3"], r"min_nodes is 3 but there are only 2 nodes; lower min_nodes, or raise nodes"),
+        (["distributed.nodes=4", "distributed.max_nodes=8"], r"max_nodes is 8 but nodes is 4: .*; leave max_nodes out"),
+        (["distributed.nodes=4", "distributed.max_nodes=3"], r"max_nodes is 3 but nodes is 4: .*; leave max_nodes out"),
+        (
+            ["distributed.nodes=2", "distributed.min_nodes=1", "distributed.peer_timeout_seconds=20"],
+            r"rejoin_wait_seconds is 30 but everybody leaves after peer_timeout_seconds 20, .*; make rejoin_wait_seconds the shorter one",
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_refused_with_the_fix(settings, sentence):
     with pytest.raises(ConfigError, match=sentence):
         load(None, settings)
+
+
+@pytest.mark.parametrize("fewest", [1, 3, 4])
+def test_a_run_may_go_on_with_fewer_nodes_but_never_has_more_than_all(fewest):
+    settings = ["distributed.nodes=4", f"distributed.min_nodes={fewest}", "distributed.max_nodes=4"]
+    assert load(None, settings).distributed.min_nodes == fewest
+
+
+@pytest.mark.parametrize("elastic", [[], ["distributed.min_nodes=2"]])
+def test_without_elasticity_the_wait_for_a_lost_node_is_free(elastic):
+    load(None, ["distributed.nodes=2", "distributed.peer_timeout_seconds=5", *elastic])
 
 
 def test_the_batch_that_is_suggested_is_accepted():

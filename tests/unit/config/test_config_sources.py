@@ -139,7 +139,7 @@ def test_the_options_of_a_users_task_are_free():
 # --- a key and those that repeat it ---------------------------------------------------------------------------------------------------
 
 PRESET = {
-    "distributed": {"nodes": 4, "procs_per_node": 2, "world_size": 8, "min_nodes": 4, "max_nodes": 4},
+    "distributed": {"nodes": 4, "procs_per_node": 2, "world_size": 8, "max_nodes": 4},
     "slurm": {"nodes": 4, "ntasks_per_node": 2},
 }
 
@@ -148,9 +148,16 @@ def test_a_later_source_that_changes_the_nodes_drops_what_only_repeated_them(tmp
     path = written(tmp_path, PRESET)
     for config in (load(path, ["distributed.nodes=2"]), load(path, (), {"DDP__DISTRIBUTED__NODES": "2"})):
         assert (config.world_size, config.distributed.world_size, config.slurm.nodes, config.slurm.ntasks_per_node) == (4, None, None, 2)
-        assert (config.distributed.min_nodes, config.distributed.max_nodes) == (None, None)
+        assert config.distributed.max_nodes is None
     config = load(path, ["distributed.procs_per_node=1"])
     assert (config.world_size, config.slurm.nodes, config.slurm.ntasks_per_node) == (4, 4, None)
+
+
+def test_the_fewest_nodes_repeat_nothing_so_they_stay_and_must_agree(tmp_path):
+    path = written(tmp_path, {"distributed": {"nodes": 4, "min_nodes": 3}})
+    assert load(path, ["distributed.nodes=8"]).distributed.min_nodes == 3
+    with pytest.raises(ConfigError, match=r"min_nodes is 3 but there are only 2 nodes"):
+        load(path, ["distributed.nodes=2"])
 
 
 def test_a_world_size_at_the_top_is_dropped_as_well(tmp_path):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ddp_trainer import engine
 from ddp_trainer.config import RunConfig
 from ddp_trainer.distributed import Group, Place
+from ddp_trainer.piggyback import Words
 
 ALONE = Place(rank=0, world_size=1, local_rank=0, ranks_on_machine=1, store_host="", store_port=0, store_prefix="")
 
@@ -75,10 +76,10 @@ def config(**values: Any) -> RunConfig:
     return RunConfig().with_values(given | {key.replace("__", "."): value for key, value in values.items()})
 
 
-def training(task: PointsTask | None = None, **values: Any) -> engine.Training:
-    """Built and begun, at step 0."""
+def training(task: PointsTask | None = None, group: Group | None = None, **values: Any) -> engine.Training:
+    """Built and begun, at step 0; one rank unless a group is given."""
     task, made = task or PointsTask(), config(**values)
-    group = Group(ALONE, torch.device("cpu"), "gloo")
+    group = group or Group(ALONE, torch.device("cpu"), "gloo")
     run = engine.build(made, task, group, task.train_set, task.test_set, made.micro_batches)
     engine.begin(run)
     return run
@@ -87,8 +88,9 @@ def training(task: PointsTask | None = None, **values: Any) -> engine.Training:
 class Diary:
     """Everything the loop tells the outside, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, wish: Any = lambda _step: Words(keep=True)) -> None:
         self.entries: list[tuple[Any, ...]] = []
+        self.wish = wish
 
     def hooks(self) -> engine.Hooks:
         def write(kind: str) -> Any:
@@ -99,7 +101,8 @@ class Diary:
             measured=write("measured"),
             evaluating=write("evaluating"),
             evaluated=write("evaluated"),
-            offer=write("offer"),
+            keep=write("keep"),
+            wish=self.wish,
         )
 
     def of(self, kind: str) -> list[tuple[Any, ...]]:

@@ -27,10 +27,10 @@ def test_it_learns():
 def test_the_outside_is_told_of_everything_in_order():
     run, diary = training(optim__epochs=2), Diary()
     metrics = train(run, diary.hooks())
-    assert [entry[0] for entry in diary.entries[:3]] == ["stepped", "measured", "offer"]
-    assert [entry[0] for entry in diary.entries[-5:]] == ["stepped", "measured", "evaluating", "evaluated", "offer"]
-    assert diary.of("stepped") == [(step, 8) for step in range(1, 11)]
-    assert diary.of("offer") == [(step,) for step in range(1, 11)]
+    assert [entry[0] for entry in diary.entries[:3]] == ["stepped", "measured", "keep"]
+    assert [entry[0] for entry in diary.entries[-6:]] == ["stepped", "measured", "evaluating", "evaluating", "evaluated", "keep"]
+    assert [(step, samples) for step, samples, _ in diary.of("stepped")] == [(step, 8) for step in range(1, 11)]
+    assert diary.of("keep") == [(step,) for step in range(1, 11)]
     assert [step for step, _ in diary.of("evaluated")] == [5, 10]
     assert diary.of("evaluated")[-1][1] == metrics
 
@@ -55,9 +55,10 @@ def test_what_is_measured_is_the_mean_over_the_interval():
 
 def test_a_run_that_is_complete_does_nothing():
     run, diary = training(), Diary()
-    run.step = run.total_steps
+    run.step = run.evaluated_step = run.total_steps
+    run.metrics = {"accuracy": 0.5}
     before = parameters(run)
-    assert train(run, diary.hooks()) == {}
+    assert train(run, diary.hooks()) == {"accuracy": 0.5}
     assert diary.entries == []
     assert same(parameters(run), before)
 
@@ -152,13 +153,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(poison):
     def remember(step):
         kept.append(({**parameters(run)}, {n: b.clone() for n, b in run.optimizer.state_dict()["state"][0].items()}))
 
-    hooks = engine.Hooks(**{**vars(diary.hooks()), "offer": remember})
+    hooks = engine.Hooks(**{**vars(diary.hooks()), "keep": remember})
     with pytest.raises(
         DivergedError, match=r"not finite at step 3 on rank 0; lower optim\.lr \(now 0\.1\) or lengthen optim\.warmup_ratio"
-    ):
+    ) as caught:
         train(run, hooks)
+    assert caught.value.window == (2, 3)
     assert run.step == 2
-    assert len(kept) == 2  # no state was offered after the bad step
+    assert len(kept) == 2  # no state was kept after the bad step
     assert same(parameters(run), kept[-1][0])
     assert all(torch.equal(tensor, kept[-1][1][name]) for name, tensor in run.optimizer.state_dict()["state"][0].items())
 

@@ -30,6 +30,7 @@ def gpus(monkeypatch):
 def planned(tmp_path, *settings, environment=None, nodes=2):
     config = load(None, [f"distributed.nodes={nodes}", "telemetry.port=0", f"run.root={tmp_path}", "data.micro_batches=8", *settings])
     made = Local(config, environment or {}, View())
+    made._memories = list(range(100, 100 + nodes))  # descriptors; nothing is started
     made._agents = made._plan(config.run_dir / "logs")
     return made
 
@@ -201,7 +202,7 @@ def watched(tmp_path, *deaths, nodes=3):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(local, "STOP_SECONDS", 0.05)
+    monkeypatch.setattr(local.Local, "_stop_seconds", 0.05)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ import pytest
 from written_run import write_run
 
 from ddp_trainer.errors import ConfigError, DataError
+from ddp_trainer.report.numbers import UNKNOWN
 from ddp_trainer.report.page import write_report
 from ddp_trainer.telemetry.evaluation import write_evaluation
 from ddp_trainer.telemetry.events import EventLog
 from ddp_trainer.telemetry.jsonl import JsonLines
 
-SECTIONS = ("headline", "timeline", "faults", "learning", "speed", "classes", "samples", "checkpoints", "config", "events")
+SECTIONS = ("headline", "timeline", "recovery", "learning", "speed", "classes", "samples", "checkpoints", "config", "events")
 CHARTS = ("timeline", "loss", "accuracy", "throughput", "learning_rate", "per_class", "confusion")
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}"
 
@@ -74,9 +75,25 @@ def test_page_has_every_section_and_every_chart(html):
 
 def test_headline_tells_accuracy_time_restarts_lost_steps_and_goodput(html):
     words = " ".join(Page(html).words.split())
-    for expected in ("44.6 %", "3 min 2", "4 ranks on 4 nodes", "1 crash", "3.7 % of all steps made", "91.2 %", "torch 2.15.0", "finished"):
+    for expected in ("44.6 %", "3 min 2", "4 ranks on 4 nodes", "1 crash", "3.7 % of all steps made", "90.4 %", "torch 2.15.0", "finished"):
         assert expected in words
-    assert "1 fault and had its state back in 2.2 s, at a cost of 12 steps" in words
+    assert "1 fault and was training again in 2.7 s, at a cost of 12 steps" in words
+
+
+def test_incident_is_told_phase_by_phase_and_with_what_its_ranks_were_doing(html):
+    section = html.split('id="recovery"')[1].split("</section>")[0]
+    cells = re.findall(r'<td class="n">(?:<b>)?([^<]*)', section)
+    assert cells[1:] == [UNKNOWN, "900 ms", "1.3 s", "544 ms", "2.7 s", "12"]
+    folded = re.search(r"<details[^>]*>(.*?)</details>", section, re.DOTALL)[1]
+    assert "rank 2" in folded
+    assert "_engine_run_backward" in folded
+
+
+def test_bar_of_the_run_time_has_the_parts_in_proportion(html):
+    bar = html.split('class="split"')[1].split("</div>")[0]
+    grown = [float(share) for share in re.findall(r"flex-grow:([\d.]+)", bar)]
+    assert sum(grown) == pytest.approx(1, abs=1e-5)
+    assert re.findall(r'title="([^,]+),', bar) == ["training that lasted", "lost work", "recovery", "checkpoint stall", "start"]
 
 
 def test_settings_that_differ_from_the_defaults_are_marked(html):

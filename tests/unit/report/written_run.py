@@ -32,7 +32,7 @@ class Clock:
         return self.now
 
 
-def write_run(run_dir: Path, *, message: str = "rank 2 was killed by SIGKILL", finish: bool = True) -> Path:
+def write_run(run_dir: Path, *, message: str = "rank 2 was killed by SIGKILL", finish: bool = True) -> Path:  # noqa: PLR0915 - one run, told in order
     """Four workers, eight epochs; at step 163 rank 2 is killed and training goes on from step 151, ten seconds' work lost."""
     run_dir.mkdir(parents=True)
     clock, chance = Clock(), random.Random(7)
@@ -51,6 +51,8 @@ def write_run(run_dir: Path, *, message: str = "rank 2 was killed by SIGKILL", f
         saved_at = clock.now
         for step in range(first + 1, last + 1):
             clock.now += STEP_SECONDS * (1 + 0.06 * chance.random())
+            if step == first + 1:
+                events.append("first_step", step=step, attempt=attempt)
             if step % 5 == 0:
                 done = step / STEPS
                 line = {"kind": "train", "step": step, "epoch": step / STEPS_PER_EPOCH, "time": clock.now, "attempt": attempt}
@@ -77,6 +79,7 @@ def write_run(run_dir: Path, *, message: str = "rank 2 was killed by SIGKILL", f
     clock.now += 1.1
     train(0, FAULT_STEP, attempt=0)
     clock.now += 0.2
+    events.append("stacks", stacks={"2": f"running (state R)\n  autograd/graph.py:1113 _engine_run_backward\n  {message}"})
     events.append("fault", cause="crash", rank=2, node=2, exit=-9, step=FAULT_STEP, message=message)
     events.append("restart", cause="crash", node=2, attempt=1)
     clock.now += 0.9

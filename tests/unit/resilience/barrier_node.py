@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import time
 from typing import Any
@@ -39,3 +40,13 @@ def be(node: int, nodes: int, port: int, mailbox: str) -> int:
         report(event="closed", ending=str(closed))
     barrier.farewell()
     return 0
+
+
+def host(nodes: int, port: int, mailbox: str) -> None:
+    """Host the store and do nothing else, until stopped."""
+    kept = GenerationBarrier(node=0, nodes=nodes, host="127.0.0.1", port=port, run_id="test", timeout_seconds=60)
+    reports = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    reports.connect(mailbox)
+    reports.send(b'{"event": "hosting"}')
+    while kept:
+        signal.pause()

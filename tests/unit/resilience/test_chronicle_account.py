@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from ddp_trainer.resilience.chronicle import LEDGER_FILE, Chronicle
+from ddp_trainer.resilience.fault import REJOIN
 from ddp_trainer.resilience.verdict import Record
 from ddp_trainer.telemetry.node import PROGRESS_FILE
 from ddp_trainer.telemetry.progress import compose
@@ -36,11 +37,22 @@ def successor(chronicle):
     return Chronicle("run", 0, 4, chronicle.path, clock=chronicle.clock)
 
 
-def look(chronicle, clock, seconds, phase="training", step=0, step_seconds=1.0, durable=0):
-    """Time passes, then the agent looks at its first rank."""
+def look(chronicle, clock, seconds, phase="training", step=0, step_seconds=1.0, durable=0, resumed=None):
+    """Time passes, then the agent looks at its first rank, and at what the background writer said."""
     clock.now += seconds
-    facts = {"attempt": chronicle.attempt, "phase": phase, "step": step, "step_seconds": step_seconds, "checkpoint": {"step": durable}}
-    chronicle.observe(facts)
+    facts = {"attempt": chronicle.attempt, "phase": phase, "step": step, "step_seconds": step_seconds}
+    chronicle.observe(facts if resumed is None else facts | {"resumed_step": resumed}, {"checkpoint": {"step": durable}})
+
+
+def recover(chronicle, clock, resumed, cause="crash", step=None):
+    """A fault, then new ranks that say where they go on; the steps that this lost."""
+    before = chronicle.lost_steps
+    chronicle.restarted(cause)
+    chronicle.begin_attempt(chronicle.attempt + 1)
+    look(chronicle, clock, 0, phase="starting", step=resumed, resumed=resumed)
+    if step is not None:
+        look(chronicle, clock, 1, step=step, resumed=resumed)
+    return chronicle.lost_steps - before
 
 
 def test_everything_counted_comes_back_to_the_next_agent(chronicle, clock):
@@ -48,11 +60,13 @@ def test_everything_counted_comes_back_to_the_next_agent(chronicle, clock):
     look(chronicle, clock, 0)
     look(chronicle, clock, 10, step=9, durable=5)
     chronicle.record = Record(crashes=2, without_progress=1, durable_step=5, last_error=(9, "ValueError: ü"), identical_errors=2)
-    chronicle.restarted("crash")
+    chronicle.skipped.append((3, 4))
+    assert recover(chronicle, clock, resumed=5) == 4
     chronicle.end()
     later = successor(chronicle)
     assert later.recall() is None
     assert later.record == chronicle.record
+    assert later.skipped == [(3, 4)]
     assert later.ledger().restarts == {"crash": 1, "hang": 0, "preemption": 0, "peer_loss": 0}
     assert (later.lost_steps, later.reached_step, later.durable_step) == (4, 9, 5)
     assert (later.wall_seconds, later.productive_seconds) == (chronicle.wall_seconds, chronicle.productive_seconds) == (10.0, 6.0)
@@ -104,54 +118,110 @@ def test_other_nodes_keep_nothing_on_disk(tmp_path):
 def test_a_killed_agents_progress_is_newer_than_its_ledger_and_is_used(chronicle, clock):
     chronicle.begin_attempt(1)
     look(chronicle, clock, 5, step=8, durable=6)
-    facts = {"attempt": 1, "rank": 0, "phase": "training", "step": 12, "total_steps": 20, "checkpoint": {"step": 10, "saved_at": 1.0}}
-    document = compose([facts], chronicle.ledger(), None, 1.0).to_bytes()
-    (chronicle.path.parent / PROGRESS_FILE).write_bytes(document)
+    facts = {"attempt": 1, "rank": 0, "phase": "training", "step": 12, "total_steps": 20}
+    saved = replace(chronicle.ledger(), checkpoint={"step": 10, "saved_at": 1.0})
+    (chronicle.path.parent / PROGRESS_FILE).write_bytes(compose([facts], saved, None, 1.0).to_bytes())
     later = successor(chronicle)
     assert later.recall() == "peer_loss"
     assert (later.reached_step, later.durable_step) == (12, 10)
-    assert later.restarted("peer_loss") == 2
+    assert recover(later, clock, resumed=10, cause="peer_loss") == 2
 
 
 # --- what a fault costs --------------------------------------------------------------------------------------------------------------
 
 
-def test_steps_after_the_last_checkpoint_are_lost_and_no_others(chronicle, clock):
+@pytest.mark.parametrize(("resumed", "lost"), [(17, 0), (15, 2), (10, 7), (0, 17)])
+def test_steps_after_the_state_that_was_found_are_lost_wherever_it_was(chronicle, clock, resumed, lost):
+    """A node's memory is newer than the disk, which has step 10 here, or nothing has survived."""
     chronicle.begin_attempt(1)
     look(chronicle, clock, 1, step=17, durable=10)
-    assert chronicle.restarted("crash") == 7
-    assert chronicle.lost_steps == 7
+    assert recover(chronicle, clock, resumed, step=resumed + 1) == lost
+
+
+def test_nothing_is_counted_as_lost_before_the_ranks_say_where_they_go_on(chronicle, clock):
+    chronicle.begin_attempt(1)
+    look(chronicle, clock, 1, step=17, durable=10)
+    chronicle.restarted("crash")
+    chronicle.begin_attempt(2)
+    look(chronicle, clock, 1, phase="starting")
+    assert chronicle.lost_steps == 0
+    look(chronicle, clock, 1, phase="starting", step=15, resumed=15)
+    look(chronicle, clock, 1, step=16, resumed=15)  # the fact stays in the page: counted once
+    assert chronicle.lost_steps == 2
+
+
+def test_the_facts_of_ranks_that_are_gone_do_not_say_where_the_new_ones_go_on(chronicle, clock):
+    """They stay in the page, and the agent looks at it while it waits for the other nodes."""
+    chronicle.begin_attempt(1)
+    look(chronicle, clock, 1, step=17, resumed=3)
+    chronicle.restarted("crash")
+    look(chronicle, clock, 1, step=17, resumed=3)
+    chronicle.begin_attempt(2)
+    chronicle.observe({"attempt": 1, "phase": "training", "step": 17, "resumed_step": 3}, {})
+    assert chronicle.lost_steps == 0
+    look(chronicle, clock, 1, phase="starting", step=15, resumed=15)
+    assert chronicle.lost_steps == 2
+
+
+def test_time_after_a_fault_is_not_productive_though_the_last_word_of_the_dead_was_training(chronicle, clock):
+    chronicle.begin_attempt(1)
+    look(chronicle, clock, 0, step=1)
+    look(chronicle, clock, 10, step=17)
+    chronicle.restarted("crash")
+    look(chronicle, clock, 100, step=17)
+    chronicle.begin_attempt(2)
+    assert (chronicle.wall_seconds, chronicle.productive_seconds) == (110.0, 10.0)
 
 
 def test_a_second_fault_before_the_first_new_step_loses_nothing_more(chronicle, clock):
     chronicle.begin_attempt(1)
     look(chronicle, clock, 1, step=17, durable=10)
+    assert recover(chronicle, clock, resumed=10) == 7
+    assert recover(chronicle, clock, resumed=10, step=12) == 0
+    assert recover(chronicle, clock, resumed=10) == 2
+    assert chronicle.lost_steps == 9
+
+
+def test_a_second_fault_before_the_ranks_say_anything_is_counted_with_the_first(chronicle, clock):
+    chronicle.begin_attempt(1)
+    look(chronicle, clock, 1, step=17)
     chronicle.restarted("crash")
     chronicle.begin_attempt(2)
-    look(chronicle, clock, 1, phase="starting", step=0)
-    assert chronicle.restarted("crash") == 0
-    chronicle.begin_attempt(3)
-    look(chronicle, clock, 1, step=12, durable=10)
-    assert chronicle.restarted("crash") == 2
-    assert chronicle.lost_steps == 9
+    look(chronicle, clock, 1, phase="starting")
+    assert recover(chronicle, clock, resumed=15) == 2
+
+
+def test_steps_that_a_later_fault_loses_are_counted_though_the_first_one_struck_before_any_step(chronicle, clock):
+    chronicle.begin_attempt(1)
+    look(chronicle, clock, 1, phase="starting")
+    chronicle.restarted("crash")
+    chronicle.begin_attempt(2)  # its ranks begin at the beginning, and have nothing to say about that
+    look(chronicle, clock, 1, step=50)
+    assert recover(chronicle, clock, resumed=40) == 10
 
 
 def test_an_agent_that_is_killed_again_while_it_starts_loses_nothing_more(chronicle, clock):
     chronicle.begin_attempt(1)
-    look(chronicle, clock, 1, step=17, durable=10)
-    facts = {"attempt": 1, "rank": 0, "phase": "training", "step": 17, "total_steps": 20, "checkpoint": {"step": 10, "saved_at": 1.0}}
+    look(chronicle, clock, 1, step=17)
+    facts = {"attempt": 1, "rank": 0, "phase": "training", "step": 17, "total_steps": 20}
     training = compose([facts], chronicle.ledger(), None, 1.0)
     (chronicle.path.parent / PROGRESS_FILE).write_bytes(training.to_bytes())
     second = successor(chronicle)
     assert second.recall() == "peer_loss"
-    assert second.restarted("peer_loss") == 7
-    second.begin_attempt(2)
+    assert recover(second, clock, resumed=10, cause="peer_loss") == 7
     (chronicle.path.parent / PROGRESS_FILE).write_bytes(compose([], second.ledger(), training, 2.0).to_bytes())
     third = successor(chronicle)
     assert third.recall() == "peer_loss"
-    assert third.restarted("peer_loss") == 0
+    assert recover(third, clock, resumed=10, cause="peer_loss") == 0
     assert third.lost_steps == 7
     assert third.reached_step == 17
+
+
+def test_letting_a_node_in_again_is_no_fault_and_its_steps_are_kept(chronicle, clock):
+    chronicle.begin_attempt(1)
+    look(chronicle, clock, 1, step=17)
+    assert recover(chronicle, clock, resumed=17, cause=REJOIN) == 0
+    assert set(chronicle.restarts.values()) == {0}
 
 
 def test_ranks_are_still_told_how_far_the_run_had_come(chronicle, clock):
@@ -186,7 +256,7 @@ def test_goodput_is_the_time_in_which_steps_were_made_that_lasted(chronicle, clo
     look(chronicle, clock, 5, phase="evaluating", step=20, durable=10)
     look(chronicle, clock, 5, phase="saving", step=20, durable=10)
     assert (chronicle.wall_seconds, chronicle.productive_seconds) == (40.0, 30.0)
-    chronicle.restarted("crash")  # 10 steps of 1 s have to be done again
+    recover(chronicle, clock, resumed=10)  # 10 steps of 1 s have to be done again
     assert (chronicle.lost_steps, chronicle.productive_seconds) == (10, 20.0)
     assert chronicle.ledger().goodput_ratio == 0.5
 
@@ -195,24 +265,37 @@ def test_goodput_is_never_negative(chronicle, clock):
     chronicle.begin_attempt(1)
     look(chronicle, clock, 0)
     look(chronicle, clock, 1, step=100, step_seconds=60.0)
-    chronicle.restarted("crash")
+    recover(chronicle, clock, resumed=0)
     assert chronicle.productive_seconds == 0.0
 
 
 def test_facts_of_an_earlier_attempt_count_for_nothing_but_time(chronicle, clock):
     chronicle.begin_attempt(2)
-    chronicle.observe(None)
+    chronicle.observe(None, {})
     clock.now += 3
-    chronicle.observe({"attempt": 1, "phase": "training", "step": 99, "checkpoint": {"step": 98}})
+    chronicle.observe({"attempt": 1, "phase": "training", "step": 99}, {})
     assert (chronicle.wall_seconds, chronicle.productive_seconds) == (3.0, 0.0)
-    assert (chronicle.reached_step, chronicle.durable_step) == (0, 0)
-
-
-@pytest.mark.parametrize("facts", [{}, {"step": None}, {"checkpoint": None}, {"checkpoint": 7}, {"checkpoint": {}}, {"step_seconds": None}])
-def test_facts_that_are_not_there_yet_do_no_harm(chronicle, facts):
-    chronicle.begin_attempt(1)
-    chronicle.observe({"attempt": 1, **facts})
     assert chronicle.reached_step == 0
+
+
+def test_what_became_durable_counts_whoever_asked_for_it_and_never_goes_back(chronicle):
+    chronicle.begin_attempt(2)
+    chronicle.observe(None, {"checkpoint": {"step": 98}, "count": 3, "stall_seconds": 0.5, "persist_seconds": 2})
+    assert chronicle.durable_step == 98
+    assert chronicle.ledger().checkpoint == {"step": 98}
+    assert chronicle.ledger().checkpoint_totals == {"count": 3.0, "stall_seconds": 0.5, "persist_seconds": 2.0}
+    chronicle.observe(None, {"checkpoint": {"step": 90}})
+    assert chronicle.durable_step == 98
+
+
+@pytest.mark.parametrize("facts", [{}, {"step": None}, {"step_seconds": None}, {"resumed_step": None}])
+@pytest.mark.parametrize("report", [{}, {"checkpoint": None}, {"checkpoint": 7}, {"checkpoint": {}}, {"checkpoint": {"step": None}}])
+def test_words_that_are_not_there_yet_do_no_harm(chronicle, facts, report):
+    chronicle.restarted("crash")
+    chronicle.begin_attempt(1)
+    chronicle.observe({"attempt": 1, **facts}, report)
+    assert (chronicle.reached_step, chronicle.durable_step) == (0, 0)
+    assert chronicle.ledger().lost_steps == 0
 
 
 def test_a_fresh_container_has_a_fresh_budget_but_remembers_whether_there_was_progress(chronicle):
@@ -230,7 +313,7 @@ def test_the_ledger_on_disk_is_plain_json_with_the_numbers(chronicle):
     assert raw["interrupted_by"] is None
 
 
-def test_a_recovery_is_timed_from_the_fault_over_the_meeting_to_the_first_step(chronicle, clock):
+def test_a_recovery_is_timed_from_the_fault_over_the_meeting_and_the_state_to_the_first_step(chronicle, clock):
     chronicle.begin_attempt(1)
     look(chronicle, clock, 4, step=3)
     assert chronicle.ledger().recovery_seconds == {}  # a first start is no recovery
@@ -238,10 +321,24 @@ def test_a_recovery_is_timed_from_the_fault_over_the_meeting_to_the_first_step(c
     clock.now += 0.25
     chronicle.begin_attempt(2)
     look(chronicle, clock, 1, phase="starting")
+    look(chronicle, clock, 0.5, phase="starting", resumed=3)
     assert chronicle.ledger().recovery_seconds == {}
-    look(chronicle, clock, 1, step=4)
-    look(chronicle, clock, 9, step=9)
-    assert chronicle.ledger().recovery_seconds == {"form": 0.25, "first_step": 2.0}
+    look(chronicle, clock, 2, step=4, resumed=3)
+    look(chronicle, clock, 9, step=9, resumed=3)
+    assert chronicle.ledger().recovery_seconds == {"form": 0.25, "load": 1.5, "first_step": 2.0}
+
+
+def test_a_recovery_counts_from_the_last_fault_before_the_first_step(chronicle, clock):
+    chronicle.begin_attempt(1)
+    look(chronicle, clock, 4, step=3)
+    recover(chronicle, clock, resumed=3)
+    clock.now += 100
+    chronicle.restarted("crash")
+    clock.now += 0.5
+    chronicle.begin_attempt(3)
+    look(chronicle, clock, 1, phase="starting", resumed=3)
+    look(chronicle, clock, 2, step=4, resumed=3)
+    assert chronicle.ledger().recovery_seconds == {"form": 0.5, "load": 1.0, "first_step": 2.0}
 
 
 def test_checkpoints_that_were_set_aside_are_counted(chronicle, clock):

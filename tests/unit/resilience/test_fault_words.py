@@ -37,7 +37,9 @@ def test_a_rank_that_left_a_note_is_reported_in_its_own_words(tmp_path, cause, c
     assert of_death(code, note, 1, 2, 3) == Fault(cause, 1, 2, code, 3, "what happened, in zwölf words ☃")
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b'{"cause": "x"}', b"[]", b'"text"', b"7", b"\xff"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{", b'{"cause": "x"}', b"[]", b'"text"', b"7", b"\xff", b'{"cause": "x", "message": "y", "window": [1]}']
+)
 def test_a_rank_without_a_readable_note_is_an_error_of_the_users_code_that_points_to_the_log(tmp_path, content):
     note = tmp_path / "note"
     if content is not None:
@@ -45,6 +47,14 @@ def test_a_rank_without_a_readable_note_is_an_error_of_the_users_code_that_point
     fault = of_death(7, note, 0, 3, 1)
     assert (fault.cause, fault.exit) == ("user_error", 7)
     assert fault.message == "ended with exit code 7 and left no message; see its log"
+
+
+@pytest.mark.parametrize("window", [None, (2, 3), (10, 20)])
+def test_the_steps_of_a_divergence_come_with_its_words_all_the_way(tmp_path, window):
+    leave_note(tmp_path / "note", "diverged", "not finite", window)
+    fault = of_death(4, tmp_path / "note", 0, 1, 2)
+    assert fault == Fault("diverged", 0, 1, 4, 2, "not finite", window)
+    assert Fault.from_json(fault.to_json()) == fault
 
 
 def test_the_sentence_says_who():

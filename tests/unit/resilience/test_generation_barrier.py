@@ -13,7 +13,7 @@ from torch.distributed.elastic.rendezvous import RendezvousClosedError, Rendezvo
 
 from ddp_trainer.errors import ConfigError, PeerLostError
 from ddp_trainer.launchers.local import free_port
-from ddp_trainer.resilience import rendezvous
+from ddp_trainer.resilience import agent_store, rendezvous
 from ddp_trainer.resilience.fault import Fault
 from ddp_trainer.resilience.rendezvous import GenerationBarrier, StoreLostError, SupersededError
 
@@ -24,15 +24,22 @@ PATIENCE_SECONDS = 30.0
 class Gang:
     """Nodes as threads: each has its own barrier object and its own connection to node 0's store."""
 
-    def __init__(self, nodes, timeout_seconds=PATIENCE_SECONDS):
+    def __init__(self, nodes, timeout_seconds=PATIENCE_SECONDS, min_nodes=None, rejoin_wait_seconds=PATIENCE_SECONDS):
         self.nodes, self.timeout_seconds, self.port = nodes, timeout_seconds, free_port()
+        self.elastic = {"min_nodes": min_nodes, "rejoin_wait_seconds": rejoin_wait_seconds}
         self.barriers = [self.join(node) for node in range(nodes)]
         self.pool = ThreadPoolExecutor(nodes * 2)
 
     def join(self, node):
         """A new agent for a node."""
         return GenerationBarrier(
-            node=node, nodes=self.nodes, host="127.0.0.1", port=self.port, run_id="test", timeout_seconds=self.timeout_seconds
+            node=node,
+            nodes=self.nodes,
+            host="127.0.0.1",
+            port=self.port,
+            run_id="test",
+            timeout_seconds=self.timeout_seconds,
+            **self.elastic,
         )
 
     def start(self, *nodes):
@@ -110,7 +117,7 @@ def test_an_ask_that_comes_late_is_about_the_old_generation_and_disturbs_nobody(
     them = gang(2)
     them.meet()
     late = them.join(1)
-    late._connected(PATIENCE_SECONDS)
+    late._connect(time.monotonic() + PATIENCE_SECONDS)
     late.generation = 0
     them.barriers[0].ask_for_next()
     them.meet()
@@ -215,7 +222,7 @@ def test_whoever_is_missing_is_named_to_all_who_came_within_the_bound(gang, node
 
 
 def test_a_store_that_is_not_there_is_named_within_the_bound(monkeypatch):
-    monkeypatch.setattr(rendezvous, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(agent_store, "CONNECT_SECONDS", 0.2)
     port = free_port()
     lonely = GenerationBarrier(node=1, nodes=2, host="127.0.0.1", port=port, run_id="test", timeout_seconds=0.3)
     with pytest.raises(PeerLostError, match=rf"^node 0 does not answer at 127\.0\.0\.1:{port} after 0 s .*; see whether it runs"):
@@ -370,3 +377,69 @@ def test_it_is_a_plug_in_of_torchs_registry():
     assert isinstance(handler, GenerationBarrier)
     assert (handler.get_backend(), handler.get_run_id(), handler.use_agent_store) == ("generation", "my-run", True)
     assert handler.next_rendezvous().world_size == 1
+
+
+def test_the_registrys_fewest_nodes_and_wait_make_it_elastic():
+    rendezvous.register()
+    endpoint = f"127.0.0.1:{free_port()}"
+    parameters = RendezvousParameters("generation", endpoint, "r", 1, 3, node=0, timeout_seconds=30.0, rejoin_wait_seconds=0.05)
+    handler = rendezvous_handler_registry.create_handler(parameters)
+    assert handler.next_rendezvous().world_size == 1
+    assert handler.members == [0]
+
+
+# --- many ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nodes", [1, 4, 64, 200, 1000, 10_000])
+def test_all_looks_together_are_bounded_and_a_small_run_looks_ten_times_a_second(nodes):
+    barrier = GenerationBarrier(node=1, nodes=nodes, host="127.0.0.1", port=1, run_id="test", timeout_seconds=1)
+    assert nodes / barrier.look_seconds <= rendezvous.LOOKS_PER_SECOND
+    assert barrier.look_seconds == 0.1 or nodes > 200
+    first, longest = barrier._pauses()  # a wait's look is two requests
+    assert first <= 0.01
+    assert 2 * nodes / longest <= rendezvous.LOOKS_PER_SECOND
+
+
+class Requests:
+    """Torch's store with a count of what is asked of it."""
+
+    def __init__(self, store):
+        self.store, self.asked = store, []
+
+    def __getattr__(self, name):
+        self.asked.append(name)
+        return getattr(self.store, name)
+
+
+def test_a_look_at_rest_is_one_request_also_in_an_elastic_run(gang):
+    them = gang(3, min_nodes=2)
+    them.meet()
+    for barrier in them.barriers:
+        counted = Requests(barrier._store.torchs)
+        barrier._store._line = agent_store._Here(counted)
+        assert not barrier.is_superseded()
+        assert barrier.waiting() == 0  # all are members: nobody can be outside
+        assert counted.asked == ["add"]
+
+
+def test_those_who_wait_do_not_look_in_step_and_look_ever_more_rarely(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(rendezvous.time, "sleep", pauses.append)
+    barrier = GenerationBarrier(node=1, nodes=4, host="127.0.0.1", port=1, run_id="test", timeout_seconds=1)
+    state = barrier._pauses()
+    for _ in range(200):
+        barrier._rest(state)
+    assert pauses[0] <= 0.01
+    late = pauses[100:]
+    assert 0.125 <= min(late) < max(late) <= 0.25
+    assert len(set(late)) == 100
+
+
+@pytest.mark.parametrize("absent", [[], [0], [7], [2, 3, 6], list(range(8))])
+def test_whoever_is_missing_is_found_by_halves(gang, absent):
+    store = gang(1).barriers[0]._store
+    for node in set(range(8)) - set(absent):
+        store.first(f"key/{node}", "x")
+    assert store.missing([f"key/{node}" for node in range(8)], most=8) == absent
+    assert store.missing([f"key/{node}" for node in range(8)], most=2) == absent[:2]

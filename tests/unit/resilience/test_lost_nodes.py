@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 from processes import PATIENCE_SECONDS
 
+from ddp_trainer.errors import PeerLostError
 from ddp_trainer.launchers.local import free_port
-from ddp_trainer.resilience.rendezvous import GenerationBarrier
+from ddp_trainer.resilience import agent_store
+from ddp_trainer.resilience.rendezvous import GenerationBarrier, StoreLostError
 
 NODES = 4
 
@@ -102,7 +106,7 @@ def test_host_and_another_node_killed_together_are_both_replaced(cluster):
 def test_the_end_reaches_every_process_with_the_same_words(cluster):
     # an outsider's connection closes the run, as node 0's judge would
     judge = GenerationBarrier(node=1, nodes=NODES, host="127.0.0.1", port=cluster.port, run_id="test", timeout_seconds=PATIENCE_SECONDS)
-    judge._connected(float("inf"))
+    judge._connect(float("inf"))
     judge.generation = 0
     judge.close(json.dumps({"cause": "diverged"}))
     endings = {}
@@ -114,3 +118,130 @@ def test_the_end_reaches_every_process_with_the_same_words(cluster):
     assert cluster.parent.deaths(NODES) == dict.fromkeys(cluster.pids.values(), 0)
     cluster.pids.clear()
     assert "Traceback" not in cluster.log.read_text()
+
+
+# --- a host that is silent -----------------------------------------------------------------------------------------------------------
+
+QUESTIONS = {
+    "is_superseded": lambda barrier: barrier.is_superseded(),
+    "ask_for_next": lambda barrier: barrier.ask_for_next(),
+    "fault": lambda barrier: barrier.fault(),
+    "post_fault": lambda barrier: barrier.post_fault("{}"),
+    "post_finished": lambda barrier: barrier.post_finished(),
+    "share": lambda barrier: (barrier.share("key", "x"), barrier.shared("key")),
+    "close": lambda barrier: barrier.close("{}"),
+}
+
+
+class Host:
+    """A process with the store, which can be frozen: to the others it is as silent as a network that swallows all packets."""
+
+    def __init__(self, parent, folder):
+        self.parent, self.port = parent, free_port()
+        self.path = str(folder / "host-mailbox")
+        self.mailbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.mailbox.bind(self.path)
+        self.mailbox.settimeout(PATIENCE_SECONDS)
+        self.start()
+
+    def start(self):
+        self.pid = self.parent.spawn("barrier_node:host", nodes=2, port=self.port, mailbox=self.path)
+        self.mailbox.recv(100)
+
+    def signal(self, number):
+        self.parent.ask("kill", self.pid, int(number))
+
+    def end(self):
+        self.signal(signal.SIGKILL)
+        assert self.parent.deaths(1) == {self.pid: -signal.SIGKILL}
+
+    def node(self, timeout_seconds=PATIENCE_SECONDS):
+        return GenerationBarrier(node=1, nodes=2, host="127.0.0.1", port=self.port, run_id="test", timeout_seconds=timeout_seconds)
+
+
+@pytest.fixture
+def host(warm_parent, tmp_path):
+    made = Host(warm_parent, tmp_path)
+    yield made
+    made.end()
+    made.mailbox.close()
+
+
+def ask_until_lost(node, question):
+    while True:  # a signal is on its way for a moment
+        question(node)
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_no_question_to_a_silent_store_is_waited_for_without_a_bound(host, monkeypatch, question):
+    node = host.node()
+    node._connect(float("inf"))
+    node.generation = 0
+    assert not node.is_superseded()
+    monkeypatch.setattr(agent_store, "OPERATION_SECONDS", 0.5)
+    host.signal(signal.SIGSTOP)
+    with pytest.raises(StoreLostError, match=rf"^the store of node 0 at 127\.0\.0\.1:{host.port} did not answer within 0\.5 s$"):
+        ask_until_lost(node, QUESTIONS[question])
+    with pytest.raises(StoreLostError, match=r"is gone$"):  # at once from here on: the bound is not paid for every question
+        node.is_superseded()
+
+
+def test_a_store_that_is_silent_when_one_connects_is_named_within_the_bound(host, monkeypatch):
+    monkeypatch.setattr(agent_store, "OPERATION_SECONDS", 0.5)
+    witness = host.node()
+    witness._connect(float("inf"))
+    host.signal(signal.SIGSTOP)  # its kernel still accepts connections
+    with pytest.raises(StoreLostError):
+        ask_until_lost(witness, QUESTIONS["is_superseded"])
+    monkeypatch.undo()  # one attempt takes all the time there is
+    looks = []
+    node = host.node(timeout_seconds=1.0)
+    node.while_waiting = lambda: looks.append(1)
+    with pytest.raises(PeerLostError, match=rf"^node 0 does not answer at 127\.0\.0\.1:{host.port} after 1 s \(no answer\); see whether"):
+        node.next_rendezvous()
+    assert looks  # who waits can still be asked to stop
+
+
+def test_a_host_that_was_silent_for_a_while_is_found_again(host, monkeypatch):
+    node = host.node()
+    node._connect(float("inf"))
+    monkeypatch.setattr(agent_store, "OPERATION_SECONDS", 0.5)
+    host.signal(signal.SIGSTOP)
+    with pytest.raises(StoreLostError):
+        ask_until_lost(node, QUESTIONS["is_superseded"])
+    monkeypatch.undo()
+    host.signal(signal.SIGCONT)
+    node._connect(float("inf"))
+    assert node._newest() == 0
+
+
+def test_a_silent_host_that_is_replaced_is_left_for_the_new_one(host, monkeypatch):
+    monkeypatch.setattr(agent_store, "OPERATION_SECONDS", 0.5)
+    node = host.node()
+    node._connect(float("inf"))
+    node.generation = 0
+    node.ask_for_next()
+    node.generation = 1
+    host.signal(signal.SIGSTOP)
+    with pytest.raises(StoreLostError):
+        ask_until_lost(node, QUESTIONS["is_superseded"])
+    host.end()
+    host.start()
+    node._connect(float("inf"))
+    assert (node._newest(), node.generation) == (0, -1)
+
+
+PROGRAM = """
+import sys, time
+from ddp_trainer.resilience.rendezvous import GenerationBarrier
+def stop():
+    raise SystemExit(143)
+node = GenerationBarrier(node=1, nodes=2, host="127.0.0.1", port=int(sys.argv[1]), run_id="test", timeout_seconds=60)
+node.while_waiting = stop
+node.next_rendezvous()
+"""
+
+
+def test_whoever_is_stopped_while_it_connects_leaves_with_its_own_exit_code():
+    # torch is still trying to connect in the thread that was left, and returns while the interpreter ends
+    assert subprocess.run([sys.executable, "-c", PROGRAM, str(free_port())], capture_output=True, check=False).returncode == 143

@@ -9,12 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddp_trainer.config import FaultToleranceSection
-from ddp_trainer.errors import CONFIG_ERROR, DATA_ERROR, DIVERGED, EXITS, NO_PROGRESS, PEER_LOST, RANK_CRASHED, USER_ERROR
-from ddp_trainer.resilience.fault import ECHO, FAILED_COLLECTIVE, Fault
-from ddp_trainer.resilience.verdict import FINAL_CAUSES, Record, judge
+from ddp_trainer.errors import (
+    CONFIG_ERROR,
+    DATA_ERROR,
+    DIVERGED,
+    EXITS,
+    HANG,
+    NO_PROGRESS,
+    PEER_LOST,
+    PREEMPTED,
+    RANK_CRASHED,
+    USER_ERROR,
+)
+from ddp_trainer.resilience.fault import ECHO, FAILED_COLLECTIVE, REJOIN, Fault
+from ddp_trainer.resilience.verdict import COUNTED_CAUSES, FINAL_CAUSES, Record, judge
 
-POLICY = FaultToleranceSection(max_restarts=10, no_progress_restarts=3)
-PEER_CAUSES = ["peer_loss", "preemption", "hang", ECHO]
+POLICY = FaultToleranceSection(max_restarts=10, no_progress_restarts=3, max_hangs=5)
+SKIPPING = FaultToleranceSection(on_divergence="skip", max_skips=3)
+PEER_CAUSES = ["peer_loss", "preemption", REJOIN, ECHO]
 
 
 def fault(cause="crash", step=7, message="killed by SIGKILL", rank=1):
@@ -50,6 +62,10 @@ def judged(faults, policy=POLICY, record=None):
         ("the same crash, which is no exception", [(fault(step=7), s) for s in range(30)], RANK_CRASHED, 10),
         ("ranks that lose each other at one checkpoint", [(fault(FAILED_COLLECTIVE), 5)] * 30, PEER_LOST, 3),
         ("ranks that lose each other, with progress", [(fault(FAILED_COLLECTIVE), s) for s in range(200)], None, 200),
+        ("hangs with a newer checkpoint each", [(fault("hang"), s) for s in range(1, 30)], HANG, 5),
+        ("hangs at one checkpoint", [(fault("hang"), 5)] * 30, HANG, 3),
+        ("hangs and crashes in turn, with progress", [(fault("hang" if s % 2 else "crash", s), s) for s in range(1, 30)], HANG, 10),
+        ("crashes and hangs at one checkpoint", [(fault("crash" if s % 2 else "hang", s), 5) for s in range(30)], NO_PROGRESS, 3),
         *((f"{cause} again and again", [(fault(cause), 5)] * 200, None, 200) for cause in PEER_CAUSES),
     ],
 )
@@ -61,6 +77,33 @@ def test_a_sequence_of_faults_ends_as_the_table_says(what, faults, leave, restar
 
 def test_no_restart_at_all_is_a_policy_too():
     assert judge(fault(), 5, Record(), FaultToleranceSection(max_restarts=0)).leave is RANK_CRASHED
+    assert judge(fault("hang"), 5, Record(), FaultToleranceSection(max_hangs=0)).leave is HANG
+
+
+def test_hangs_leave_for_new_containers_and_name_the_budget_that_they_used_up():
+    last = judged([(fault("hang", message="rank 2 stands still"), step) for step in range(9)])[-1]
+    assert last.leave.code == 161
+    assert last.leave.retried
+    assert last.reason == "rank 1 (node 0): rank 2 stands still (all 5 restarts after hangs used up)"
+
+
+def test_a_divergence_is_passed_over_as_often_as_allowed_and_then_ends_the_run():
+    verdicts = judged([(replace(fault("diverged"), window=(s, s + 1)), 5) for s in range(9)], SKIPPING)
+    assert [verdict.leave for verdict in verdicts] == [None, None, None, DIVERGED]
+    assert [verdict.record.skips for verdict in verdicts] == [1, 2, 3, 3]
+
+
+def test_passing_over_a_divergence_uses_up_no_other_budget():
+    record = judge(fault(), 5, Record(), SKIPPING).record
+    assert judge(fault("diverged"), 5, record, SKIPPING).record == replace(record, skips=1)
+
+
+def test_a_preemption_re_forms_the_others_or_takes_them_along():
+    others_wait, all_leave = POLICY, FaultToleranceSection(on_preemption="leave")
+    assert judge(fault("preemption"), 5, Record(), others_wait).leave is None
+    verdict = judge(fault("preemption"), 5, Record(crashes=2), all_leave)
+    assert (verdict.leave, verdict.record) == (PREEMPTED, Record(crashes=2))
+    assert judge(fault("peer_loss"), 5, Record(), all_leave).leave is None, "only who was asked to go takes the others along"
 
 
 def test_an_exception_is_identical_only_at_the_same_step_with_the_same_words():
@@ -113,8 +156,18 @@ records = st.builds(
     durable_step=st.integers(-1, 20),
     last_error=st.tuples(st.integers(-1, 3), st.text(max_size=2)),
     identical_errors=st.integers(0, 5),
+    hangs=st.integers(0, 5),
+    skips=st.integers(0, 5),
 )
-policies = st.builds(FaultToleranceSection, max_restarts=st.integers(0, 20), no_progress_restarts=st.integers(1, 20))
+policies = st.builds(
+    FaultToleranceSection,
+    max_restarts=st.integers(0, 20),
+    no_progress_restarts=st.integers(1, 20),
+    max_hangs=st.integers(0, 5),
+    on_divergence=st.sampled_from(["stop", "skip"]),
+    max_skips=st.integers(0, 5),
+    on_preemption=st.sampled_from(["reform", "leave"]),
+)
 
 
 @given(faults, st.integers(0, 20), records, policies)
@@ -122,19 +175,25 @@ def test_there_is_a_verdict_for_everything_and_it_names_the_fault(one, durable, 
     verdict = judge(one, durable, record, policy)
     assert verdict.leave is None or verdict.leave in EXITS
     assert one.message in verdict.reason
-    if one.cause in FINAL_CAUSES:
+    if one.cause == "diverged":
+        assert (verdict.leave is None) == (policy.on_divergence == "skip" and record.skips < policy.max_skips)
+    elif one.cause == "preemption":
+        assert (verdict.leave is None) == (policy.on_preemption == "reform")
+    elif one.cause in FINAL_CAUSES:
         assert verdict.leave is not None
-    elif one.cause not in {"crash", "user_error"}:
+    elif one.cause not in COUNTED_CAUSES:
         assert verdict.leave is None
 
 
 @given(
     st.lists(
-        st.tuples(st.builds(replace, faults, cause=st.sampled_from(["crash", "user_error"])), st.integers(0, 3)), min_size=40, max_size=40
+        st.tuples(st.builds(replace, faults, cause=st.sampled_from(["crash", "user_error", "hang", "diverged"])), st.integers(0, 3)),
+        min_size=40,
+        max_size=40,
     ),
     policies,
 )
-def test_no_sequence_of_crashes_goes_on_for_ever(sequence, policy):
+def test_no_sequence_of_crashes_hangs_and_divergences_goes_on_for_ever(sequence, policy):
     verdicts = judged(sequence, policy)
     assert verdicts[-1].leave is not None
-    assert len(verdicts) <= policy.max_restarts + 1
+    assert len(verdicts) <= policy.max_restarts + policy.max_hangs + policy.max_skips + 1

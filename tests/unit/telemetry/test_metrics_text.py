@@ -19,6 +19,8 @@ LEDGER = Ledger(
     wall_seconds=10,
     verify_failures=3,
     recovery_seconds={"form": 0.4, "load": 1.5},
+    checkpoint={"step": 20, "saved_at": 990.0, "bytes": 188, "stall_seconds": 0.1, "persist_seconds": 0.4, "verified": True},
+    checkpoint_totals={"count": 3.0, "stall_seconds": 0.6, "persist_seconds": 1.2},
 )
 SECTION_E = {
     "trainer_step_seconds",
@@ -39,13 +41,7 @@ def facts(rank):
     pace = Pace()
     for end in (0.0, 0.3, 0.6, 100.0):
         pace.stepped(end)
-    saved = {"step": 20, "saved_at": 990.0, "bytes": 188, "stall_seconds": 0.1, "persist_seconds": 0.4, "verified": True}
-    sums = {
-        "checkpoint": saved,
-        "checkpoint_count_total": 3,
-        "checkpoint_stall_seconds_total": 0.6,
-        "checkpoint_persist_seconds_total": 1.2,
-    }
+    sums = {"snapshot_step": 28, "snapshot_count_total": 14, "snapshot_stall_seconds_total": 0.7}
     base = {"rank": rank, "pid": 9, "phase": "training", "step": 30, "total_steps": 80, "epoch": 1.5, "loss": 1.25, "test_accuracy": 0.5}
     speed = {"samples_total": 640, "samples_per_second": 32.0, "step_histogram": pace.histogram()}
     return {**base, **speed, **(sums if rank == 0 else {}), "attempt": 1, "updated_at": 1000.0}
@@ -88,6 +84,10 @@ def test_the_numbers_are_those_of_the_facts():
     assert samples["trainer_checkpoint_last_durable_timestamp_seconds", ()] == 990
     assert samples["trainer_checkpoint_stall_seconds_count", ()] == 3
     assert samples["trainer_checkpoint_stall_seconds_sum", ()] == 0.6
+    assert samples["trainer_checkpoint_persist_seconds_sum", ()] == 1.2
+    assert samples["trainer_snapshot_last_step", ()] == 28
+    assert samples["trainer_snapshot_stall_seconds_count", ()] == 14
+    assert samples["trainer_snapshot_stall_seconds_sum", ()] == 0.7
     assert samples["trainer_lost_steps_total", ()] == 9
     assert samples["trainer_goodput_ratio", ()] == 0.9
     assert samples["trainer_recovery_seconds", (("phase", "form"),)] == 0.4

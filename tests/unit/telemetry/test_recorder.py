@@ -108,22 +108,47 @@ def test_evaluations_and_saves_are_not_step_time(clock, page):
     assert page.read(0)["step_seconds"] == pytest.approx(0.5)
 
 
-def test_a_checkpoint_is_told_with_its_costs_and_their_sums(clock, page):
+def test_snapshots_are_told_with_the_sum_of_their_stalls(clock, page):
     mine = recorder(clock, page)
-    mine.checkpointed(20, 188_000_000, 0.1, 0.4, verified=True)
-    clock.now += 15
-    mine.checkpointed(40, 188_000_000, 0.3, 0.6, verified=True)
+    mine.kept(20, 0.1)
+    mine.kept(40, 0.3)
+    mine.close()
     facts = page.read(0)
-    assert facts["checkpoint"] == {
-        "step": 40,
-        "saved_at": 1015.0,
-        "bytes": 188_000_000,
-        "stall_seconds": 0.3,
-        "persist_seconds": 0.6,
-        "verified": True,
-    }
-    assert facts["checkpoint_count_total"] == 2
-    assert facts["checkpoint_stall_seconds_total"] == pytest.approx(0.4)
+    assert (facts["snapshot_step"], facts["snapshot_count_total"]) == (40, 2)
+    assert facts["snapshot_stall_seconds_total"] == pytest.approx(0.4)
+    assert "checkpoint" not in facts, "what is durable is the background writer's word"
+
+
+def test_a_snapshot_does_not_publish_by_itself_since_there_may_be_one_in_every_step(clock, page):
+    mine = recorder(clock, page)
+    mine.kept(1, 0.1)
+    assert "snapshot_step" not in page.read(0)
+
+
+def test_ranks_say_where_they_go_on_at_once_so_that_lost_steps_can_be_counted(clock, page):
+    mine = recorder(clock, page)
+    assert page.read(0).get("resumed_step") is None
+    mine.resumed(20, "memory", lost_steps=5)
+    facts = page.read(0)
+    assert (facts["resumed_step"], facts["resumed_from"], facts["step"]) == (20, "memory", 20)
+
+
+def test_every_ranks_own_part_of_a_step_is_told_as_far_as_it_is_known(clock, page):
+    mine = recorder(clock, page)
+    mine.step(1, 16, (0.123456789, 0.2))
+    assert page.read(0)["own_seconds"] == [0.12346, 0.2]
+    clock.now += PUBLISH_SECONDS
+    mine.step(2, 16)  # a step that was passed over says nothing
+    assert page.read(0)["own_seconds"] == [0.12346, 0.2]
+
+
+def test_the_duration_of_a_step_is_not_known_before_one_was_seen_whole(clock):
+    mine = recorder(clock)
+    assert mine.step_seconds is None
+    for step in range(1, 5):
+        mine.step(step, 16)
+        clock.now += 0.5
+    assert mine.step_seconds == pytest.approx(0.5)
 
 
 def test_rank_0_writes_the_curves_and_the_diary(clock, tmp_path):
@@ -134,7 +159,7 @@ def test_rank_0_writes_the_curves_and_the_diary(clock, tmp_path):
     mine.step(22, 64)
     mine.train_metrics(22, 1.5, 0.4, 0.05)
     mine.evaluated(22, {"accuracy": 0.5}, 2.0)
-    mine.checkpointed(22, 10, 0.1, 0.2, verified=True)
+    mine.kept(22, 0.1)
     mine.finished(22, {"accuracy": 0.5})
     mine.close()
     train, evaluation = read_metrics(tmp_path / "metrics.jsonl")
@@ -142,9 +167,9 @@ def test_rank_0_writes_the_curves_and_the_diary(clock, tmp_path):
     assert train == {**expected, "samples_per_second": 128.0}
     assert (evaluation["kind"], evaluation["accuracy"], evaluation["seconds"]) == ("eval", 0.5, 2.0)
     events = read_events(tmp_path / "events.jsonl")
-    assert [event["kind"] for event in events] == ["resume", "first_step", "evaluate", "checkpoint", "finish"]
+    assert [event["kind"] for event in events] == ["resume", "first_step", "evaluate", "finish"]
     assert (events[0]["step"], events[0]["source"], events[0]["lost_steps"]) == (20, "disk", 5)
-    assert (events[4]["metrics"], events[4]["seconds"]) == ({"accuracy": 0.5}, 0.5)
+    assert (events[3]["metrics"], events[3]["seconds"]) == ({"accuracy": 0.5}, 0.5)
 
 
 def test_a_start_from_the_beginning_voids_what_was_written_before_it(clock, tmp_path):
@@ -178,7 +203,7 @@ def test_a_ranks_gpu_is_known_by_the_same_name_whoever_names_it(clock, page, uui
 def test_a_rank_without_run_directory_writes_no_file(clock, page, tmp_path):
     mine = recorder(clock, page, rank=1)
     mine.train_metrics(10, 1.0, 0.5, 0.1)
-    mine.checkpointed(10, 1, 0.1, 0.1, verified=True)
+    mine.kept(10, 0.1)
     mine.close()
     assert [path.name for path in tmp_path.iterdir()] == ["facts"]
 

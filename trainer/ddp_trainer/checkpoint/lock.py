@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from ddp_trainer.checkpoint.store import write_durably
+from ddp_trainer.checkpoint.durable import write_durably
 from ddp_trainer.errors import DataError, PeerLostError
 
 _log = logging.getLogger(__name__)

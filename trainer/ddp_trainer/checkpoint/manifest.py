@@ -7,19 +7,27 @@ needs nothing else: tensors are safetensors, everything else is JSON, and nothin
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import re
+import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-FORMAT_VERSION = 1
+from ddp_trainer.errors import DataError
+
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 PREFIX = "step-"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 """What a data file may be called: nothing that leads out of the folder."""
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """Errors that say something about the checkpoint; any other is the volume's, and may pass."""
+HASHING_THREADS = 4
+"""Files that are hashed at the same time: there are two large ones."""
 _BLOCK_BYTES = 4 * 1024 * 1024
 """Read size while hashing: large enough to keep SHA-256 (about 1.5 GB/s) busy, small beside the page cache."""
 
@@ -58,13 +66,27 @@ class Manifest(BaseModel):
     """Seconds since the epoch."""
     wall_seconds: float
     """Training time of the run so far, over all attempts."""
+    metrics: dict[str, float] = {}
+    """Of the last evaluation before it, as far as they are finite; empty if there was none."""
+    skipped: list[tuple[int, int]] = []
+    """Windows of 0-based steps that were passed over after a divergence: (first, one after the last)."""
     libraries: dict[str, str]
     files: dict[str, FileEntry]
+
+    @field_validator("metrics")
+    @classmethod
+    def _finite(cls, metrics: dict[str, float]) -> dict[str, float]:
+        """JSON has no word for the others: a loss that is not finite would make the manifest unreadable."""
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
     @property
     def total_bytes(self) -> int:
         """Size of the data files together."""
         return sum(entry.bytes for entry in self.files.values())
+
+
+class OtherFormatError(DataError):
+    """A checkpoint of another version of this program: not bad, but not to be read here."""
 
 
 class BadCheckpointError(Exception):
@@ -87,44 +109,67 @@ def read_manifest(folder: Path) -> Manifest:
     """Parse a checkpoint's manifest without looking at its data.
 
     Raises:
-        BadCheckpointError: missing, torn or of another format.
+        BadCheckpointError: missing, torn, or with file names that lead out of the folder.
+        OtherFormatError: whole, but written by another version of this program.
         OSError: the volume cannot be read now, which says nothing about the checkpoint.
     """
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST_NAME).read_bytes())
+        text = (folder / MANIFEST_NAME).read_bytes()
     except MISSING as error:
         raise BadCheckpointError(f"manifest unreadable: {error.strerror}") from None
+    _assert_version(folder, text)
+    try:
+        manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         raise BadCheckpointError(f"manifest invalid: {error.errors()[0]['msg']}") from None
-    if manifest.format_version != FORMAT_VERSION:
-        raise BadCheckpointError(f"format version {manifest.format_version}, this program reads {FORMAT_VERSION}")
     if manifest.step != step_of(folder):
         raise BadCheckpointError(f"manifest says step {manifest.step}")
+    for name in manifest.files:
+        if not _PLAIN_NAME.fullmatch(name):
+            raise BadCheckpointError(f"{name!r} is not a plain file name")
     return manifest
+
+
+def _assert_version(folder: Path, text: bytes) -> None:
+    try:
+        version = json.loads(text)["format_version"]
+    except (ValueError, KeyError, TypeError):
+        return  # torn: pydantic says what is wrong
+    if isinstance(version, int) and version != FORMAT_VERSION:
+        raise OtherFormatError(
+            f"{folder} is of format version {version} and this program reads {FORMAT_VERSION}; "
+            f"use the version that wrote it, or another --run-dir"
+        )
 
 
 def verify(folder: Path) -> Manifest:
-    """Read and hash every file of a checkpoint.
+    """Read and hash every file of a checkpoint, several at a time (hashing releases the interpreter lock).
 
     Raises:
         BadCheckpointError: with the file and what is wrong with it.
+        OtherFormatError: as `read_manifest`.
         OSError: the volume cannot be read now.
     """
     manifest = read_manifest(folder)
-    for name, entry in manifest.files.items():
-        if not _PLAIN_NAME.fullmatch(name):
-            raise BadCheckpointError(f"{name!r} is not a plain file name")
-        path = folder / name
-        try:
-            size = path.stat().st_size
-            digest = sha256_of(path)
-        except MISSING as error:
-            raise BadCheckpointError(f"{name}: {error.strerror}") from None
-        if size != entry.bytes:
-            raise BadCheckpointError(f"{name}: {size} bytes, the manifest says {entry.bytes}")
-        if digest != entry.sha256:
-            raise BadCheckpointError(f"{name}: SHA-256 differs from the manifest's")
+    with ThreadPoolExecutor(HASHING_THREADS) as threads:
+        for _ in threads.map(lambda item: _verify_file(folder / item[0], item[1]), manifest.files.items()):
+            pass
     return manifest
+
+
+def _verify_file(path: Path, entry: FileEntry) -> None:
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):  # a link may lead anywhere, and opening a pipe would block for ever
+            raise BadCheckpointError(f"{path.name}: not a regular file")
+        size = status.st_size
+        digest = sha256_of(path) if size == entry.bytes else ""
+    except MISSING as error:
+        raise BadCheckpointError(f"{path.name}: {error.strerror}") from None
+    if size != entry.bytes:
+        raise BadCheckpointError(f"{path.name}: {size} bytes, the manifest says {entry.bytes}")
+    if digest != entry.sha256:
+        raise BadCheckpointError(f"{path.name}: SHA-256 differs from the manifest's")
 
 
 def sha256_of(path: Path) -> str:

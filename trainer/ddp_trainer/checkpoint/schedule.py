@@ -1,25 +1,70 @@
-"""When to save: a pure decision that the training loop asks after every step."""
+"""When to keep the state: in memory every few steps, on disk every few seconds. Pure decisions that rank 0 makes after every step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
 
 from ddp_trainer.config import CheckpointSection
 
+MEMORY_COST_RATIO = 0.01
+"""Part of the training time that snapshots in memory may take."""
+MEASURED = 5
+"""So many of the newest stalls give the median: one that met a busy moment changes nothing."""
 
-@dataclass(frozen=True)
-class Due:
-    """The policy of `checkpoint.every_steps` and `checkpoint.every_seconds`, as a question."""
+
+@dataclass
+class Schedule:
+    """The policy of the `checkpoint` section, fed with what snapshots and steps cost."""
 
     policy: CheckpointSection
     total_steps: int
+    step_seconds: float = 0.0
+    """Usual duration of a step; 0 while it is not known."""
+    _stalls: deque[float] = field(default_factory=lambda: deque(maxlen=MEASURED))
 
-    def __call__(self, step: int, last_step: int, seconds_since_last: float) -> bool:
-        """Whether the state after `step` must be saved, the last save being of `last_step`. The last step always is."""
+    def stalled(self, seconds: float) -> None:
+        """A snapshot held training up for this long."""
+        self._stalls.append(seconds)
+
+    @property
+    def stall_seconds(self) -> float:
+        """Usual time that training stands still for a snapshot; 0 until one was taken."""
+        return median(self._stalls) if self._stalls else 0.0
+
+    @property
+    def memory_every_steps(self) -> int:
+        """Steps between two snapshots in memory; 0: none but those that go to disk."""
+        every = self.policy.memory_every_steps
+        if every != "auto":
+            return every
+        if not self.step_seconds or not self.stall_seconds:
+            return 1  # the first one is what is measured
+        return max(1, math.ceil(self.stall_seconds / (MEMORY_COST_RATIO * self.step_seconds)))
+
+    @property
+    def durable_every_seconds(self) -> float | None:
+        """Seconds between two durable checkpoints; None: by steps only."""
+        every = self.policy.every_seconds
+        if every != "auto":
+            return every
+        best = math.sqrt(2 * self.stall_seconds * self.policy.mtbf_seconds)  # Young (1974), Daly (2006), for a stall far below the MTBF
+        return min(self.policy.max_lost_seconds, best) if best else self.policy.max_lost_seconds
+
+    def durable_is_due(self, step: int, last_step: int, seconds_since_last: float) -> bool:
+        """Whether the state after `step` must be made durable, the last one that was asked for being of `last_step`. The end always is."""
         if step <= last_step:
             return False
         if step >= self.total_steps:
             return True
         if self.policy.every_steps and step // self.policy.every_steps > last_step // self.policy.every_steps:
             return True
-        return self.policy.every_seconds is not None and seconds_since_last >= self.policy.every_seconds
+        every = self.durable_every_seconds
+        return every is not None and seconds_since_last >= every
+
+    def memory_is_due(self, step: int, last_step: int) -> bool:
+        """Whether the state after `step` must be kept in memory, the last one kept being of `last_step`."""
+        every = self.memory_every_steps
+        return every > 0 and step - last_step >= every

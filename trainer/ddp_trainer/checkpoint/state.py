@@ -1,7 +1,7 @@
 """What a run's state is: model, optimizer, average, by name; and how it gets into a file and back.
 
 Names are `model.<parameter or buffer>`, `optimizer.<parameter>.<slot>` and `ema.<parameter>`. Everything else a run needs is in the
-manifest: the order of samples and all randomness are functions of seed and step.
+manifest: the order of samples and all randomness are functions of seed and step, so there is no generator to save.
 """
 
 from __future__ import annotations
@@ -25,8 +25,14 @@ class RunState:
     ema: Mapping[str, Tensor]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Contiguous CPU copies of the whole state: nothing that training does later changes them."""
-        return {name: _copy(tensor) for name, tensor in self._live()}
+        """The live tensors by name, in a fixed order; not copies."""
+        return dict(self._live())
+
+    def copy_to(self, views: Mapping[str, Tensor]) -> None:
+        """Write the state over tensors of the same names and shapes, such as those of an `Image`. One call per device, not per tensor."""
+        live = dict(self._live())
+        with torch.no_grad():
+            torch._foreach_copy_([views[name] for name in live], list(live.values()))  # public in spirit: torch.optim's
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Write saved tensors over the live ones, keeping memory layouts (channels_last weights have strides that files have not).
@@ -45,10 +51,6 @@ class RunState:
                     raise BadCheckpointError(f"{name} is {tuple(tensors[name].shape)} in the file, {tuple(tensor.shape)} in the model")
                 tensor.copy_(tensors[name])
 
-    def slots(self) -> dict[str, list[int]]:
-        """Names and shapes of the optimizer tensors that exist now."""
-        return {name: list(tensor.shape) for name, tensor in self._live() if name.startswith("optimizer.")}
-
     def make_slots(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """Create the optimizer tensors that a step would have created, so that they can be filled.
 
@@ -65,10 +67,6 @@ class RunState:
             empty = torch.zeros_like(parameter) if same else torch.zeros(tuple(shape), device=parameter.device)
             self.optimizer.state[parameter].setdefault(slot, empty)
 
-    def shared(self) -> list[Tensor]:
-        """What DDP does not broadcast by itself: optimizer and average, in a fixed order."""
-        return [tensor for name, tensor in sorted(self._live(), key=lambda item: item[0]) if not name.startswith("model.")]
-
     def _live(self) -> Iterable[tuple[str, Tensor]]:
         for name, tensor in self.model.state_dict().items():
             yield f"model.{name}", tensor
@@ -78,7 +76,3 @@ class RunState:
                     yield f"optimizer.{name}.{slot}", value
         for name, tensor in self.ema.items():
             yield f"ema.{name}", tensor
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

@@ -1,8 +1,8 @@
 """Checkpoints on disk: a folder exists only if it is complete, and is trusted only if it verifies.
 
 Commit order, each step durable before the next: data files (written, flushed, fsynced) -> manifest -> the temporary folder -> rename to
-`step-N` -> the parent folder -> `latest` -> retention. A crash anywhere leaves the previous checkpoint newest, or the new one complete.
-`latest` is a hint for people; the loader trusts manifests. One process writes, holding the run's lock (see `lock`).
+`step-N` -> the parent folder -> `latest` -> read back -> retention. A crash anywhere leaves the previous checkpoint newest, or the new one
+complete. `latest` is a hint for people; the loader trusts manifests. One process writes, while its agent holds the run's lock (see `lock`).
 """
 
 from __future__ import annotations
@@ -12,56 +12,69 @@ import errno
 import logging
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from ddp_trainer.checkpoint import manifest as manifests
+from ddp_trainer.checkpoint.durable import TEMPORARY, Pace, sync_file, sync_folder, write_durably, write_hashed
+from ddp_trainer.checkpoint.loading import QUARANTINE_NAME, Loaded, count_quarantined, load_newest_of, quarantine
 from ddp_trainer.checkpoint.manifest import BadCheckpointError, FileEntry, Manifest
+from ddp_trainer.checkpoint.retention import Retention
 from ddp_trainer.errors import DataError
+
+__all__ = ["LATEST_NAME", "QUARANTINE_NAME", "CheckpointStore", "Loaded"]
 
 _log = logging.getLogger(__name__)
 
-TENSORS_NAME = "state.safetensors"
-QUARANTINE_NAME = "quarantine"
-READ_ATTEMPTS = 4
-READ_PAUSE_SECONDS = 1.0
-"""A network volume's hiccup passes; a good checkpoint must not be set aside for it."""
-_TEMPORARY = ".tmp-"
+LATEST_NAME = "latest"
+SPARE_BYTES = 4 * 1024 * 1024
+"""Free space that must remain beside a checkpoint: for its manifest, the ledger, events and logs."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A verified checkpoint: its manifest, its tensors (on the CPU, by name), and what had to be set aside to get to it."""
-
-    manifest: Manifest
-    tensors: dict[str, Tensor]
-    quarantined: tuple[tuple[int, str], ...]
+def _nothing() -> None:
+    """Nobody else can own the folder; nobody wants to know."""
 
 
 class CheckpointStore:
-    """The `checkpoints/` folder of a run."""
+    """The `checkpoints/` folder of a run.
 
-    def __init__(self, root: Path, keep: int = 3) -> None:
+    Args:
+        root: the folder.
+        keep: newest checkpoints that retention leaves.
+        keep_every: checkpoints at multiples of this step stay, too.
+        keep_best: the one with the best value of this metric stays, too.
+        bytes_per_second: bound of the speed of writing.
+        fence: called before anything is published or removed: it raises when this writer is no longer the run's.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        keep: int = 3,
+        keep_every: int | None = None,
+        keep_best: str | None = None,
+        bytes_per_second: float | None = None,
+        fence: Callable[[], None] = _nothing,
+    ) -> None:
         self.root = root
-        self.keep = keep
+        self._retention = Retention(keep, keep_every, keep_best)
+        self._bytes_per_second = bytes_per_second
+        self._fence = fence
+        self._known_good: set[int] = set()
 
     def prepare(self) -> None:
-        """Make the folder and clear what a killed writer left half done.
+        """Make the folder and clear what a killed writer left half done. Only while nobody writes.
 
         Raises:
             DataError: the place cannot be written.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            for leftover in self.root.glob(f"{_TEMPORARY}*"):
+            for leftover in self.root.glob(f"{TEMPORARY}*"):
                 shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
-            probe = self.root / f"{_TEMPORARY}probe"
+            probe = self.root / f"{TEMPORARY}probe"
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
@@ -80,160 +93,184 @@ class CheckpointStore:
         """Where the checkpoint of a step lies."""
         return self.root / manifests.folder_name(step)
 
-    def commit(self, tensors: Mapping[str, Tensor], describe: Callable[[dict[str, FileEntry]], Manifest]) -> Manifest:
-        """Make a checkpoint durable; returns its manifest once it is.
+    # --- writing -----------------------------------------------------------------------------------------------------------------
+
+    def commit(
+        self,
+        files: Mapping[str, Sequence[memoryview | bytes]],
+        describe: Callable[[dict[str, FileEntry]], Manifest],
+        attempt: int,
+        durable: Callable[[], None] = _nothing,
+    ) -> Manifest:
+        """Make a checkpoint durable, then read it back; returns its manifest.
 
         Args:
-            tensors: contiguous CPU tensors by name.
+            files: the content of each data file, as buffers in order.
             describe: completes the manifest, given the data files' sizes and hashes.
+            attempt: of the writer's agent; it names the temporary folder.
+            durable: called when the checkpoint is durable, before it is read back.
 
         Raises:
-            DataError: the disk is full or failing; the previous checkpoint is untouched.
+            DataError: the disk is full or failing, or does not give back what was written; the previous checkpoint is untouched.
         """
+        with self._sentences():
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._make_room(sum(memoryview(buffer).nbytes for buffers in files.values() for buffer in buffers))
+            manifest = self._commit(files, describe, attempt)
+        durable()
         try:
-            return self._commit(tensors, describe)
-        except (OSError, SafetensorError) as error:
-            full = f"os error {errno.ENOSPC})" in str(error) or (isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT})
-            remedy = "free space or lower checkpoint.keep" if full else "check the volume"
-            raise DataError(f"a checkpoint cannot be written below {self.root}: {error}; {remedy}") from None
-
-    def _commit(self, tensors: Mapping[str, Tensor], describe: Callable[[dict[str, FileEntry]], Manifest]) -> Manifest:
-        work = self.root / f"{_TEMPORARY}{os.getpid()}"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        try:
-            data = work / TENSORS_NAME
-            save_file(dict(tensors), data)
-            _sync(data)
-            manifest = describe({TENSORS_NAME: FileEntry(bytes=data.stat().st_size, sha256=manifests.sha256_of(data))})
-            write_durably(work / manifests.MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
-            _sync(work)
-            final = self.folder(manifest.step)
-            if (already := self._already(final)) is not None:
-                shutil.rmtree(work)
-                manifest = already
-            else:
-                work.rename(final)
-            _sync(self.root)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
-        write_durably(self.root / "latest", f"{manifests.folder_name(manifest.step)}\n".encode())
-        self._retain()
+            manifests.verify(self.folder(manifest.step))
+        except (BadCheckpointError, OSError) as error:
+            raise DataError(f"{self.folder(manifest.step)} does not read back as it was written: {error}; check the volume") from None
+        self._known_good.add(manifest.step)
+        self._fence()
+        self._retain(self._retention)
         return manifest
 
-    def load_newest(self) -> Loaded | None:
-        """The newest checkpoint that verifies; None if there never was one. What fails goes to `quarantine/`, with the reason beside it.
+    def adopt(self, folder: Path) -> Manifest:
+        """Take in a complete checkpoint that lies in a temporary folder of this volume, as if it had been committed here.
 
         Raises:
-            DataError: there were checkpoints, and none of them verifies; or a bad one cannot be moved; or the volume cannot be read, after
-                `READ_ATTEMPTS`: then nothing is moved.
+            BadCheckpointError: it does not verify.
+            DataError: it cannot be moved here.
         """
-        bad: list[tuple[int, str]] = []
+        with self._sentences():
+            manifest = manifests.verify(folder)
+            for name in (*manifest.files, manifests.MANIFEST_NAME):
+                sync_file(folder / name)
+            self._publish(folder, manifest)
+        self._known_good.add(manifest.step)
+        return manifest
+
+    def prune(self, keep: int) -> list[int]:
+        """Remove all but the `keep` newest and the newest that verifies; returns the removed steps. Only while nobody writes."""
+        self._know_a_good_one()
+        return self._retain(Retention(keep))
+
+    @contextlib.contextmanager
+    def _sentences(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            remedy = "free space or lower checkpoint.keep" if error.errno in _FULL else "check the volume"
+            raise DataError(f"a checkpoint cannot be written below {self.root}: {error}; {remedy}") from None
+
+    def _commit(
+        self, files: Mapping[str, Sequence[memoryview | bytes]], describe: Callable[[dict[str, FileEntry]], Manifest], attempt: int
+    ) -> Manifest:
+        work = self.root / f"{TEMPORARY}{attempt}-{os.getpid()}"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        try:
+            pace = Pace(self._bytes_per_second)
+            with ThreadPoolExecutor(manifests.HASHING_THREADS) as threads:
+                written = threads.map(lambda item: write_hashed(work / item[0], item[1], pace), files.items())
+                entries = {name: FileEntry(bytes=size, sha256=digest) for name, (size, digest) in zip(files, written, strict=True)}
+            manifest = describe(entries)
+            write_durably(work / manifests.MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
+            return self._publish(work, manifest)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)  # after a rename there is nothing left of it
+
+    def _publish(self, work: Path, manifest: Manifest) -> Manifest:
+        """Give a complete folder its name, durably; returns the manifest that is there then."""
+        sync_folder(work)
+        final = self.folder(manifest.step)
+        already = self._already(final) if final.exists() else None
+        if already is None:
+            self._fence()
+            work.rename(final)
+        sync_folder(self.root)
+        self._fence()
+        write_durably(self.root / LATEST_NAME, f"{final.name}\n".encode())
+        return already or manifest
+
+    def _already(self, folder: Path) -> Manifest | None:
+        """A commit of this step from before a restart: it holds the same state, so it stays, and there is no moment without it."""
+        try:
+            return manifests.verify(folder)
+        except BadCheckpointError as error:
+            self._fence()
+            quarantine(folder, str(error))
+            return None
+
+    def _make_room(self, size: int) -> None:
+        """A full disk is freed by retention before it is written to; whether that is enough, the writing will tell."""
+        if self._free_bytes() >= size + SPARE_BYTES:
+            return
+        self._fence()
+        self._know_a_good_one()
+        for step in self._retention.spare(self._metrics(), self._known_good):
+            _log.warning("the volume of %s is full; the checkpoint of step %d makes room", self.root, step)
+            self._remove(step)
+            if self._free_bytes() >= size + SPARE_BYTES:
+                return
+        raise OSError(errno.ENOSPC, f"{size / 1e6:.1f} MB are needed and {self._free_bytes() / 1e6:.1f} MB are free")
+
+    def _free_bytes(self) -> int:
+        volume = os.statvfs(self.root)
+        return volume.f_bavail * volume.f_frsize
+
+    def _know_a_good_one(self) -> None:
+        """Before older ones go: the newest ones of a run that has just been started again may be bad without anybody knowing yet."""
         for step in reversed(self.steps()):
-            folder = self.folder(step)
-            try:
-                manifest, tensors = self._read(folder)
-                return Loaded(manifest, tensors, tuple(bad))
-            except (BadCheckpointError, SafetensorError) as error:
-                bad.append((step, str(error)))
-                self._quarantine(folder, str(error))
-        if set_aside := self._in_quarantine():
+            with contextlib.suppress(BadCheckpointError, DataError, OSError):
+                manifests.verify(self.folder(step))
+                self._known_good.add(step)
+                return
+
+    def _retain(self, retention: Retention) -> list[int]:
+        # what cannot be removed must not end the run: it is tried again after the next commit
+        removable = retention.removable(self._metrics(), self._known_good)
+        for step in removable:
+            self._remove(step)
+        for retired in self.root.glob(f"{TEMPORARY}{manifests.PREFIX}*"):
+            shutil.rmtree(retired, ignore_errors=True)
+        return [step for step in removable if not self.folder(step).exists()]
+
+    def _remove(self, step: int) -> None:
+        folder = self.folder(step)
+        retired = self.root / f"{TEMPORARY}{folder.name}"
+        with contextlib.suppress(OSError):
+            folder.rename(retired)  # first, so that no folder with a step's name is ever incomplete
+        shutil.rmtree(retired, ignore_errors=True)
+        self._known_good.discard(step)
+
+    def _metrics(self) -> dict[int, Mapping[str, float]]:
+        found: dict[int, Mapping[str, float]] = {}
+        for step in self.steps():
+            found[step] = {}
+            with contextlib.suppress(BadCheckpointError, DataError, OSError):
+                found[step] = manifests.read_manifest(self.folder(step)).metrics
+        return found
+
+    # --- reading -----------------------------------------------------------------------------------------------------------------
+
+    def load_newest(self, newer_than: int = -1) -> Loaded | None:
+        """The newest checkpoint that verifies; None if there is none above step `newer_than`.
+
+        What fails goes to `quarantine/`, with the reason beside it.
+
+        Raises:
+            DataError: there were checkpoints, and none of them verifies; or a bad one cannot be moved; or one is of another format; or the
+                volume cannot be read, after several attempts: then nothing is moved.
+        """
+        loaded, bad = load_newest_of(self.folder(step) for step in reversed(self.steps()) if step > newer_than)
+        if loaded:
+            self._known_good.add(loaded.manifest.step)
+            return loaded
+        if newer_than < 0 and (set_aside := count_quarantined(self.root)):
             newest = f" (the newest: {bad[0][1]})" if bad else ""
             raise DataError(
-                f"none of the {set_aside} checkpoints below {self.root} verifies{newest}; they lie in quarantine/; "
+                f"none of the {set_aside} checkpoints below {self.root} verifies{newest}; they lie in {QUARANTINE_NAME}/; "
                 f"give an empty --run-dir, or start afresh here with --set run.resume=never"
             )
         return None
-
-    def _read(self, folder: Path) -> tuple[Manifest, dict[str, Tensor]]:
-        for attempt in range(1, READ_ATTEMPTS + 1):
-            try:
-                return _trusted(folder), load_file(folder / TENSORS_NAME)
-            except OSError as error:
-                if attempt == READ_ATTEMPTS:
-                    raise DataError(f"{folder} cannot be read: {error}; nothing was moved; start again once the volume is well") from None
-                _log.warning("%s cannot be read (%s); trying again", folder, error)
-                time.sleep(READ_PAUSE_SECONDS)
-        raise AssertionError("READ_ATTEMPTS is at least 1")
 
     def verified(self) -> Iterator[tuple[int, Manifest | None, str]]:
         """Every step, newest first, with its manifest, or None and the reason why not. Nothing is moved."""
         for step in reversed(self.steps()):
             try:
-                yield step, _trusted(self.folder(step)), ""
-            except BadCheckpointError as error:
+                yield step, manifests.verify(self.folder(step)), ""
+            except (BadCheckpointError, manifests.OtherFormatError) as error:
                 yield step, None, str(error)
-
-    def _already(self, folder: Path) -> Manifest | None:
-        """A commit of this step from before a restart: it holds the same state, so it stays, and there is no moment without it."""
-        if not folder.exists():
-            return None
-        try:
-            return _trusted(folder)
-        except BadCheckpointError as error:
-            self._quarantine(folder, str(error))
-            return None
-
-    def _quarantine(self, folder: Path, reason: str) -> None:
-        home = self.root / QUARANTINE_NAME
-        target, n = home / folder.name, 1
-        while target.exists():
-            target, n = home / f"{folder.name}.{n}", n + 1
-        try:
-            home.mkdir(exist_ok=True)
-            folder.rename(target)
-            (target / "reason.txt").write_text(reason + "\n", encoding="utf-8")
-        except OSError as error:
-            raise DataError(
-                f"the bad checkpoint {folder} ({reason}) cannot be moved to {QUARANTINE_NAME}: {error.strerror}; "
-                f"make the volume writable, or move it yourself"
-            ) from None
-
-    def _in_quarantine(self) -> int:
-        home = self.root / QUARANTINE_NAME
-        return sum(1 for folder in home.iterdir() if folder.is_dir()) if home.is_dir() else 0
-
-    def _retain(self) -> None:
-        # what cannot be removed must not end the run: it is tried again after the next commit
-        for step in self.steps()[: -self.keep]:
-            folder = self.folder(step)
-            with contextlib.suppress(OSError):
-                folder.rename(self.root / f"{_TEMPORARY}{folder.name}")  # first, so that no folder with a step's name is ever incomplete
-        for retired in self.root.glob(f"{_TEMPORARY}{manifests.PREFIX}*"):
-            shutil.rmtree(retired, ignore_errors=True)
-
-
-def _trusted(folder: Path) -> Manifest:
-    """The manifest of a checkpoint whose every file verifies, the tensors' among them.
-
-    Raises:
-        BadCheckpointError: with the reason.
-    """
-    manifest = manifests.verify(folder)
-    if TENSORS_NAME not in manifest.files:
-        raise BadCheckpointError(f"{TENSORS_NAME} is not in the manifest")
-    return manifest
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Replace a small file so that a crash leaves the old content or the new, never a mixture."""
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()  # fsync of an unflushed file makes nothing durable
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems refuse to sync a folder, and then need not
-            raise
-    finally:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)

@@ -56,18 +56,17 @@ def global_batch(seed: int, size: int, batch: int, step: int) -> tuple[Tensor, T
 
 
 def micro_batches_of(rank: int, world_size: int, micro_batches: int) -> range:
-    """Which micro-batches rank `rank` computes: consecutive ones, equally many for each rank.
+    """Which micro-batches rank `rank` computes: consecutive ones, shares differing by at most one.
 
     Raises:
-        ConfigError: the world size does not divide the number of micro-batches, so ranks would get unequal work.
+        ConfigError: there are more ranks than micro-batches, so that some would have nothing to do.
     """
-    if micro_batches % world_size:
+    if micro_batches < world_size:
         raise ConfigError(
-            f"data.micro_batches is {micro_batches}, which {world_size} ranks cannot share equally; "
-            f"use a world size that divides {micro_batches}"
+            f"data.micro_batches is {micro_batches}, too few for {world_size} ranks; start no more than {micro_batches} of them, "
+            f"or begin anew with a larger data.micro_batches"
         )
-    each = micro_batches // world_size
-    return range(rank * each, (rank + 1) * each)
+    return range(rank * micro_batches // world_size, (rank + 1) * micro_batches // world_size)
 
 
 def micro_batch(number: int, micro_batches: int, batch: int) -> slice:

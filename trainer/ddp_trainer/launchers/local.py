@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ddp_trainer.checkpoint.snapshot import SnapshotMemory
 from ddp_trainer.config import RunConfig
 from ddp_trainer.errors import FINISHED, FIRST_RETRIED_CODE, ConfigError, DataError
 from ddp_trainer.launchers.guard import claim
@@ -30,8 +31,8 @@ from ddp_trainer.resilience.zygote import Death, Zygote, ZygoteError
 
 AGENT_TARGET = "ddp_trainer.resilience.entrypoint:run"
 LOOK_SECONDS = 0.1
-STOP_SECONDS = 10.0
-"""How long agents may take to leave after SIGTERM, or after another has left for good, before they are killed."""
+LEAVE_SECONDS = 5.0
+"""What an agent may take to leave beyond its grace for saving and for its ranks to die, before it is killed."""
 AGENT_RESTARTS = 50
 """A cluster would go on for ever, with growing pauses; on a laptop somebody is looking."""
 INTERRUPTED = 130
@@ -63,6 +64,14 @@ class Local:
     """The code of the whole, once an agent's end has settled it; the others are only waited for from then on."""
     _deadline: float = math.inf
     _notes: list[str] = field(default_factory=list)
+    _memories: list[int] = field(default_factory=list)
+    """Descriptors of the nodes' snapshot memories."""
+
+    @property
+    def _stop_seconds(self) -> float:
+        """How long agents may take to leave after SIGTERM, or after another has left for good."""
+        policy = self.config.fault_tolerance
+        return policy.preemption_grace_seconds + policy.stop_grace_seconds + LEAVE_SECONDS
 
     def kill_agent(self, node: int) -> None:
         """SIGKILL one agent, as a lost machine would end it; for demonstrations."""
@@ -83,6 +92,8 @@ class Local:
             raise DataError(
                 f"the run directory {self.config.run_dir} cannot be written: {error.strerror}; give another with --run-dir"
             ) from None
+        # held here, a node's snapshots survive its agent: this process is the machine that the agent runs on
+        self._memories = [SnapshotMemory.create() for _ in range(self.config.distributed.nodes)]
         nursery = Zygote.fork(PRELOAD)  # before the directory is claimed: agents must not keep it from the next run
         try:
             claimed = claim(self.config.run_dir)
@@ -124,7 +135,9 @@ class Local:
             environment = dict(self.environment)
             if gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(filter(None, gpus[i * per_node : (i + 1) * per_node]))
-            node = Node(i, nodes, "127.0.0.1", store_port, nodes * per_node, str(logs), str(logs / f"agent-{i}.end.json"))
+            node = Node(
+                i, nodes, "127.0.0.1", store_port, nodes * per_node, str(logs), str(logs / f"agent-{i}.end.json"), self._memories[i]
+            )
             agents.append(_Agent(node, environment, base + i if base else free_port()))
         return agents
 
@@ -167,7 +180,7 @@ class Local:
         }
         Path(str(agent.node.ending)).unlink(missing_ok=True)
         log = Path(str(agent.node.rank_logs)) / f"agent-{agent.node.node}.log"
-        agent.pid = nursery.spawn(AGENT_TARGET, arguments, agent.environment, log)
+        agent.pid = nursery.spawn(AGENT_TARGET, arguments, agent.environment, log, f"ddp-agent-{agent.node.node}")
         self._by_pid[agent.pid] = agent
 
     def _watch(self, nursery: Zygote) -> int:
@@ -180,7 +193,7 @@ class Local:
             if self._signal and self._deadline == math.inf:
                 self._stop_all(nursery)
         for agent in self._by_pid.values():
-            self.view.say(f"agent {agent.node.node} did not leave within {STOP_SECONDS:.0f} s and is killed", "bad")
+            self.view.say(f"agent {agent.node.node} did not leave within {self._stop_seconds:.0f} s and is killed", "bad")
         if self._settled is not None:
             return self._settled
         return INTERRUPTED if self._signal == signal.SIGINT else 128 + self._signal
@@ -197,13 +210,13 @@ class Local:
             self._start(nursery, agent)
         elif code != FINISHED.code or agent.node.node == 0:  # node 0 has the run directory, so its success is the run's
             self._settled = code
-            self._deadline = time.monotonic() + STOP_SECONDS
+            self._deadline = time.monotonic() + self._stop_seconds
 
     def _stop_all(self, nursery: Zygote) -> None:
         self.view.say("stopping the agents ...")
         for pid in self._by_pid:
             nursery.kill(pid, signal.SIGTERM)
-        self._deadline = time.monotonic() + STOP_SECONDS
+        self._deadline = time.monotonic() + self._stop_seconds
 
     def _words(self) -> dict[str, Any]:
         """The last words of the first agent that has any beyond success."""

@@ -24,9 +24,10 @@ from ddp_trainer.report.drawing import (
     smoothed,
     thinned,
 )
-from ddp_trainer.report.model import Evaluation, Incident
+from ddp_trainer.report.model import Evaluation
 from ddp_trainer.report.numbers import duration, percent
 from ddp_trainer.report.story import Run
+from ddp_trainer.telemetry.incidents import Incident
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -40,7 +41,13 @@ CELL_TEXT_CLASSES = 12
 SHOWN_SHARE = 0.005
 """A cell that rounds to 0 % is left blank."""
 ROW_HEIGHT, FRAME_HEIGHT = 27, 110
-PHASE_COLORS = {"starting": "var(--idle)", "training": "var(--accent-mid)", "evaluating": "var(--violet)", "recovering": "var(--bad)"}
+PHASE_COLORS = {
+    "starting": "var(--idle)",
+    "training": "var(--accent-mid)",
+    "lost": "var(--warn)",
+    "evaluating": "var(--violet)",
+    "recovering": "var(--bad)",
+}
 
 
 def timeline(run: Run) -> Figure | None:
@@ -53,7 +60,7 @@ def timeline(run: Run) -> Figure | None:
     add_line(
         figure, *_columns(curve), "step", "var(--accent)", hover="step %{y:,.0f}<extra></extra>", fill="var(--accent-soft)", legend=False
     )
-    lost = [stretch for incident in run.incidents if (stretch := _lost_stretch(run, incident))]
+    lost = [stretch for incident in run.incidents if (stretch := _lost_stretch(incident))]
     for index, stretch in enumerate(lost):
         add_line(figure, *_columns(stretch), "lost work", "var(--bad)", dash="dot", hover="lost<extra></extra>", legend=index == 0)
     add_marks(figure, [(c.seconds, c.step) for c in thinned(run.checkpoints, MOST_MARKS)], "checkpoint", "diamond", "var(--good)")
@@ -61,18 +68,19 @@ def timeline(run: Run) -> Figure | None:
     faults = [(i.seconds, i.step if i.step is not None else _step_before(run, i.seconds)) for i in run.incidents]
     add_marks(figure, faults, "fault", "x", "var(--bad)", size=11)
     for name, color in PHASE_COLORS.items():
-        spans = [p for p in run.phases if p.name == name]
+        spans = [(s.start, s.end) for s in run.goodput.spans if s.name == name]
+        spans += [(max(0.0, p.seconds - (p.duration_seconds or 0.0)), p.seconds) for p in run.evals if name == "evaluating"]
         figure.add_bar(
             orientation="h",
             y=["phase"] * len(spans),
-            base=[p.start for p in spans],
-            x=[p.end - p.start for p in spans],
+            base=[start for start, _ in spans],
+            x=[end - start for start, end in spans],
             width=1,
             # An outline in its own colour keeps a recovery of one second visible in a run of hours.
             marker={"color": color, "line": {"width": 1.5 if name == "recovering" else 0, "color": color}},
             yaxis="y2",
             showlegend=False,
-            customdata=[f"{name}, {duration(p.end - p.start)}" for p in spans],
+            customdata=[f"{name}, {duration(end - start)}" for start, end in spans],
             hovertemplate="%{customdata}<extra></extra>",
         )
     figure.update_layout(
@@ -220,14 +228,9 @@ def _step_before(run: Run, seconds: float) -> float:
     return max((p.step for p in run.train if p.seconds <= seconds), default=0)
 
 
-def _lost_stretch(run: Run, incident: Incident) -> list[tuple[float, float]]:
+def _lost_stretch(incident: Incident) -> list[tuple[float, float]]:
     """From where the resumed step was first reached up to the fault, and down again to where training went on."""
-    if incident.step is None or incident.resumed_step is None or incident.resumed_seconds is None or not incident.lost_steps:
+    end, step = incident.resumed_seconds, incident.resumed_step
+    if end is None or step is None or incident.lost_steps is None or incident.lost_since_seconds is None:
         return []
-    known = [(p.seconds, p.step) for p in run.train] + [(p.start, 0) for p in run.phases if p.name == "training"][:1]
-    known += [(i.resumed_seconds, i.resumed_step) for i in run.incidents if i.resumed_seconds is not None and i.resumed_step is not None]
-    before = [(seconds, step) for seconds, step in known if seconds < incident.seconds and step <= incident.resumed_step]
-    begin, end = max(before, default=(0.0, 0)), (incident.seconds, float(incident.step))
-    rise = end[1] - begin[1]
-    reached = begin[0] + (end[0] - begin[0]) * ((incident.resumed_step - begin[1]) / rise if rise > 0 else 0.0)
-    return [(reached, float(incident.resumed_step)), end, (incident.resumed_seconds, float(incident.resumed_step))]
+    return [(incident.lost_since_seconds, step), (incident.began_seconds, step + incident.lost_steps), (end, step)]

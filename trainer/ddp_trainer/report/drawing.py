@@ -113,12 +113,12 @@ def add_faults(figure: go.Figure, run: Run) -> None:
 
 
 def add_recoveries(figure: go.Figure, run: Run) -> None:
-    """On an axis of run time: the time from each fault until training went on."""
+    """On an axis of run time: the time from each standstill until training went on."""
     for incident in run.incidents:
         end = incident.ended_seconds(run.wall_seconds)
         # The thin outline keeps a recovery of one second visible in a run of hours.
         figure.add_vrect(
-            x0=incident.seconds, x1=end, fillcolor="var(--bad-soft)", line={"color": "var(--bad)", "width": 0.8}, layer="below"
+            x0=incident.began_seconds, x1=end, fillcolor="var(--bad-soft)", line={"color": "var(--bad)", "width": 0.8}, layer="below"
         )
 
 

@@ -1,28 +1,20 @@
 """The facts of a run as the report tells them: frozen values, made by pure functions from what the run wrote.
 
 Every moment is `seconds`: run time since the first event, in which a stop between two invocations does not count. Values of the wrong
-type become None here, so nothing behind this file has to doubt a number. What was lost in a fault is computed from the events: the step at
-the fault minus the step that was resumed.
+type become None here, so nothing behind this file has to doubt a number.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-from ddp_trainer.errors import HANG, PEER_LOST, RANK_CRASHED
-from ddp_trainer.report.inputs import Inputs, Record
+from ddp_trainer.report.inputs import Record
+from ddp_trainer.telemetry.run_clock import Moment, RunClock, number, text, time_of, whole
 
-LONGEST_SILENCE_SECONDS = 3600.0
-"""A gap without any event that is longer than this before a `start` is a pause of the user, not a recovery: run time skips it."""
-ENDING = "ending"
 DETAIL_CHARACTERS = 500
 """Of one value in the event list: a message may hold a traceback, and the log has it whole."""
-OUTAGE_EXITS = frozenset({RANK_CRASHED.code, HANG.code, PEER_LOST.code})
-"""A stop with one of these is a fault that the cluster answers with a new start; any other stop is an end, for now."""
 
 
 @dataclass(frozen=True)
@@ -59,41 +51,6 @@ class Checkpoint:
     size_bytes: float | None
     stall_seconds: float | None
     persist_seconds: float | None
-
-
-@dataclass(frozen=True)
-class Incident:
-    """A fault and what became of it. Faults that follow before training goes on belong to the same incident (`echoes`)."""
-
-    seconds: float
-    step: int | None
-    cause: str
-    rank: int | None
-    node: int | None
-    exit: int | None
-    message: str
-    echoes: int = 0
-    resumed_seconds: float | None = None
-    resumed_step: int | None = None
-    source: str | None = None
-    lost_steps: int | None = None
-    stopped_seconds: float | None = None
-    """When the run was stopped instead."""
-
-    def ended_seconds(self, run_end: float) -> float:
-        """When it was over: training went on, or the run stopped, or (nothing followed) the run ended."""
-        return next((t for t in (self.resumed_seconds, self.stopped_seconds) if t is not None), run_end)
-
-    @property
-    def recovery_seconds(self) -> float | None:
-        """From the fault until training went on."""
-        return None if self.resumed_seconds is None else max(0.0, self.resumed_seconds - self.seconds)
-
-    @property
-    def where(self) -> str:
-        """`rank 2 on node 2`, or less, or nothing."""
-        parts = ([f"rank {self.rank}"] if self.rank is not None else []) + ([f"node {self.node}"] if self.node is not None else [])
-        return " on ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -137,35 +94,6 @@ class Evaluation:
         return [row[i] / sum(row) if sum(row) else None for i, row in enumerate(self.confusion)]
 
 
-class RunClock:
-    """Maps wall time to run time, pauses removed."""
-
-    def __init__(self, events: Sequence[tuple[float, str]], other_times: Iterable[float]) -> None:
-        marks = sorted([*events, *((time, "") for time in other_times)])
-        self.origin = marks[0][0] if marks else 0.0
-        self.pauses: list[tuple[float, float]] = []
-        for (before, kind), (after, next_kind) in pairwise(marks):
-            if next_kind == "start" and (kind == ENDING or after - before > LONGEST_SILENCE_SECONDS):
-                self.pauses.append((before, after))
-
-    def __call__(self, time: float) -> float:
-        """Run seconds at wall time `time` (seconds since 1970)."""
-        paused = sum(min(time, end) - begin for begin, end in self.pauses if time > begin)
-        return max(0.0, time - self.origin - paused)
-
-
-def is_ending(event: Record) -> bool:
-    """Whether the run was over with this event, rather than in an outage."""
-    return event.get("kind") == "finish" or (event.get("kind") == "stop" and whole(event.get("exit")) not in OUTAGE_EXITS)
-
-
-def clock_of(inputs: Inputs) -> RunClock:
-    """The clock of this run, from everything that carries a time."""
-    kinds = [(number(e.get("time")), ENDING if is_ending(e) else text(e.get("kind")) or "") for e in inputs.events]
-    events = [(time, kind) for time, kind in kinds if time is not None]
-    return RunClock(events, [time for m in inputs.metrics if (time := number(m.get("time"))) is not None])
-
-
 def train_points(records: Iterable[Record], clock: RunClock) -> list[Train]:
     """The training lines in the order of their steps."""
     points = [
@@ -187,24 +115,23 @@ def eval_points(records: Iterable[Record], clock: RunClock) -> list[Evaluated]:
     return sorted(points, key=lambda p: (p.step, p.seconds))
 
 
-def checkpoints(records: Iterable[Record], clock: RunClock) -> list[Checkpoint]:
-    """Durable checkpoints in the order of time."""
+def checkpoints(moments: Iterable[Moment]) -> list[Checkpoint]:
+    """Durable checkpoints in their order."""
     return [
-        Checkpoint(step, clock(time), number(r.get("bytes")), number(r.get("stall_seconds")), number(r.get("persist_seconds")))
-        for r, step, time in _dated(records, "checkpoint")
+        Checkpoint(step, seconds, number(r.get("bytes")), number(r.get("stall_seconds")), number(r.get("persist_seconds")))
+        for seconds, r in moments
+        if r["kind"] == "checkpoint" and (step := whole(r.get("step"))) is not None
     ]
 
 
-def event_list(records: Iterable[Record], clock: RunClock) -> list[Event]:
-    """Every event with a time, readable."""
+def event_list(moments: Iterable[Moment]) -> list[Event]:
+    """Every event with a time, readable; the stacks of a hang stand beside the incident."""
     found = []
-    for r in records:
-        time = number(r.get("time"))
-        if time is not None:
-            rest = {k: v for k, v in r.items() if k not in {"time", "at", "kind", "step"} and v is not None}
-            detail = ", ".join(f"{k.replace('_', ' ')} {_short(v)}" for k, v in rest.items())
-            found.append(Event(time, clock(time), text(r.get("kind")) or "unknown", whole(r.get("step")), detail))
-    return sorted(found, key=lambda e: e.time)
+    for seconds, r in moments:
+        rest = {k: v for k, v in r.items() if k not in {"time", "at", "kind", "step", "stacks"} and v is not None}
+        detail = ", ".join(f"{k.replace('_', ' ')} {_short(v)}" for k, v in rest.items())
+        found.append(Event(time_of(r) or 0.0, seconds, r["kind"], whole(r.get("step")), detail))
+    return found
 
 
 def evaluation(document: Record | None) -> Evaluation | None:
@@ -232,30 +159,9 @@ def _sample(raw: Record, classes: tuple[str, ...]) -> Sample | None:
 
 def _dated(records: Iterable[Record], kind: str) -> Iterable[tuple[Record, int, float]]:
     for r in records:
-        step, time = whole(r.get("step")), number(r.get("time"))
+        step, time = whole(r.get("step")), time_of(r)
         if r.get("kind") == kind and step is not None and time is not None:
             yield r, step, time
-
-
-def number(value: Any) -> float | None:
-    """A finite number, or None for anything else (NaN, text, a boolean)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer of hundreds of digits
-        return None
-
-
-def whole(value: Any) -> int | None:
-    """A whole number, or None."""
-    found = number(value)
-    return int(found) if found is not None and found == int(found) else None
-
-
-def text(value: Any) -> str | None:
-    """A string that is not empty, or None."""
-    return value if isinstance(value, str) and value else None
 
 
 def _short(value: Any) -> str:

@@ -14,6 +14,7 @@ import base64
 import gzip
 import hashlib
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from ddp_trainer.errors import ConfigError, DataError
 from ddp_trainer.report import numbers
 from ddp_trainer.report.inputs import read_inputs
 from ddp_trainer.report.story import Run, tell
-from ddp_trainer.report.words import cards, config_sections, sentence
+from ddp_trainer.report.words import cards, cause_words, config_sections, sentence, shares
 
 if TYPE_CHECKING:
     from ddp_trainer.report.drawing import Figure
@@ -39,6 +40,7 @@ MOST_INCIDENTS = 100
 PICTURES_BYTES = 1_500_000
 """Room for sample pictures: with plotly.js (2 MB) and the curves (under 1 MB) the page stays below 5 MB."""
 MESSAGE_CHARACTERS = 2000
+"""Of one message, or of the stacks of one rank."""
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -81,12 +83,13 @@ def render(run_dir: Path) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"duration": numbers.duration, "percent": numbers.percent, "count": numbers.count, "size": numbers.size}
-    environment.filters |= {"moment": numbers.moment, "clipped": lambda text: text[:MESSAGE_CHARACTERS]}
+    environment.filters |= {"moment": numbers.moment, "clipped": lambda text: text[:MESSAGE_CHARACTERS], "words": cause_words}
     return environment.get_template("report.html").render(
         run=run,
         inputs=inputs,
         sentence=sentence(run, inputs.config),
         cards=cards(run),
+        shares=shares(run.goodput),
         figures=_figures(run),
         sections=config_sections(inputs.config),
         pictures=pictures,
@@ -116,7 +119,7 @@ def _figures(run: Run) -> dict[str, Figure | None]:
     }
 
 
-def _cut(items: list[Any], most: int) -> tuple[list[Any], int]:
+def _cut(items: Sequence[Any], most: int) -> tuple[Sequence[Any], int]:
     """The first and the last items, at most `most`, and how many were left out between them."""
     if len(items) <= most:
         return items, 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,6 +12,8 @@ from ddp_trainer.config import RunConfig
 from ddp_trainer.report.inputs import Record
 from ddp_trainer.report.numbers import UNKNOWN, count, duration, percent
 from ddp_trainer.report.story import Run
+from ddp_trainer.telemetry.goodput import Goodput
+from ddp_trainer.telemetry.incidents import REJOIN
 from ddp_trainer.telemetry.readable import counted
 
 VALUE_CHARACTERS = 300
@@ -28,6 +29,16 @@ class Card:
     note: str = ""
     tone: str = ""
     """good, bad or nothing."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of the run time; `ratio` is its share of the whole, `color` a CSS variable of the page."""
+
+    label: str
+    color: str
+    seconds: float
+    ratio: float
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,18 @@ def cause_words(cause: str) -> str:
     return cause.replace("_", " ")
 
 
+def shares(goodput: Goodput) -> list[Share]:
+    """The parts of the run time, best first; those that took none are left out."""
+    parts = (
+        ("training that lasted", "var(--accent)", goodput.lasting_seconds),
+        ("lost work", "var(--warn)", goodput.lost_seconds),
+        ("recovery", "var(--bad)", goodput.recovering_seconds),
+        ("checkpoint stall", "var(--violet)", goodput.stall_seconds),
+        ("start", "var(--idle)", goodput.starting_seconds),
+    )
+    return [Share(label, color, seconds, seconds / goodput.wall_seconds) for label, color, seconds in parts if seconds > 0]
+
+
 def sentence(run: Run, config: Record | None) -> str:
     """What happened, in one or two sentences."""
     trained = _section(config, "model").get("name") or "A model"
@@ -69,14 +92,15 @@ def sentence(run: Run, config: Record | None) -> str:
 
 
 def _faults_sentence(run: Run) -> str:
-    healed = [i.recovery_seconds for i in run.incidents if i.recovery_seconds is not None]
-    if not run.incidents:
+    struck = [i for i in run.incidents if i.cause != REJOIN]
+    healed = [i.recovery_seconds for i in struck if i.recovery_seconds is not None]
+    if not struck:
         return ""
-    faults = f"{len(run.incidents)} fault{'s' if len(run.incidents) > 1 else ''}"
+    faults = counted(len(struck), "fault")
     if not healed:
         return f" It met {faults} and did not recover."
     each = f"in {duration(max(healed))}" if len(healed) == 1 else f"in at most {duration(max(healed))} each"
-    rest = "" if len(healed) == len(run.incidents) else f" after {len(healed)} of them"
+    rest = "" if len(healed) == len(struck) else f" after {len(healed)} of them"
     cost = (
         f", at a cost of {counted(run.lost_steps, 'step')} of work"
         if run.lost_steps
@@ -84,16 +108,15 @@ def _faults_sentence(run: Run) -> str:
         if run.lost_steps == 0
         else ""
     )
-    went_on = "had its state back" if any(i.resumed_step for i in run.incidents) else "started again from the beginning"
+    went_on = "was training again" if any(i.resumed_step for i in struck) else "started again from the beginning"
     return f" It met {faults} and {went_on}{rest} {each}{cost}."
 
 
 def cards(run: Run) -> list[Card]:
     """The headline numbers, most important first."""
     best = run.best_accuracy
-    restarts = sum(run.restarts.values())
+    restarts, saved = sum(run.restarts.values()), run.goodput.checkpoints
     healed = [i.recovery_seconds for i in run.incidents if i.recovery_seconds is not None]
-    stalls = [c.stall_seconds for c in run.checkpoints if c.stall_seconds is not None]
     made = (run.last_step or 0) + (run.lost_steps or 0)
     lost_share = f"{percent(run.lost_steps / made)} of all steps made" if run.lost_steps else ""
     return [
@@ -107,15 +130,11 @@ def cards(run: Run) -> list[Card]:
             "Run time", duration(run.wall_seconds), f"{count(run.last_step)}{f' of {run.total_steps:,}' if run.total_steps else ''} steps"
         ),
         Card("Throughput", count(run.samples_per_second), "samples/s" + (f" by {_world(run)}" if run.world_size else "")),
-        Card("Goodput", percent(run.goodput_ratio), "share of time that made progress"),
+        Card("Goodput", percent(run.goodput.ratio), "time spent on steps that lasted"),
         Card("Restarts", str(restarts), ", ".join(f"{n} {cause_words(c)}" for c, n in run.restarts.items()), "bad" if restarts else ""),
         Card("Lost steps", count(run.lost_steps), lost_share, "bad" if run.lost_steps else ""),
-        Card("Recovery", duration(max(healed, default=None)), "from fault to state restored" if healed else "not needed"),
-        Card(
-            "Checkpoints",
-            str(len(run.checkpoints)),
-            f"{duration(fmean(stalls))} stall each" if stalls else "",
-        ),
+        Card("Recovery", duration(max(healed, default=None)), "the longest, to the first new step" if healed else "not needed"),
+        Card("Checkpoints", str(saved), f"{duration(run.goodput.stall_seconds / saved)} stall each" if saved else ""),
     ]
 
 

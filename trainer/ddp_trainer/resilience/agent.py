@@ -1,22 +1,21 @@
 """The elastic agent of one node: forks its ranks, watches them, and meets the other agents again after a fault.
 
-It is torch's `SimpleElasticAgent` with three parts of its own. Ranks are forked from a zygote, so a restart costs no import, and they
+It is torch's `SimpleElasticAgent` with parts of its own. Ranks are forked from a zygote, so a restart costs no import, and they
 are stopped by SIGKILL at once (torch waits two fixed bounds of 30 s for a rank that does not answer). The loop re-forms all nodes through
 the generation barrier. And finishing is a step of that barrier: an agent whose ranks are done keeps listening, so a crash in another
-node's last save brings it back instead of stranding it.
+node's last save brings it back instead of stranding it. Asked to stop, it has all ranks leave together after the step they are in, and
+on node 0 the newest snapshot written before it goes.
 
-Node 0 is the judge: a fault posted by any node is decided there, once, and every agent ends with the same root cause.
+A fault that any node posts is decided by node 0's `Judge`, once, and every agent ends with the same root cause.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,30 +23,22 @@ from torch.distributed.elastic.agent.server.api import RunResult, SimpleElasticA
 from torch.distributed.elastic.rendezvous import RendezvousClosedError
 
 from ddp_trainer.config import RunConfig
-from ddp_trainer.errors import BY_CAUSE, FINISHED, PREEMPTED, RANK_CRASHED, DdpError, Exit
+from ddp_trainer.errors import FINISHED, PEER_LOST, PREEMPTED, RANK_CRASHED, DdpError, PeerLostError
 from ddp_trainer.resilience.chronicle import Chronicle
-from ddp_trainer.resilience.fault import ECHO, FAILED_COLLECTIVE, Fault, of_death
+from ddp_trainer.resilience.custody import Custody
+from ddp_trainer.resilience.departure import Departure
+from ddp_trainer.resilience.diagnosis import Diagnosis
+from ddp_trainer.resilience.fault import ECHO, LEFT_EXIT, Ending, Fault, of_death
+from ddp_trainer.resilience.judge import Judge, ending_of
 from ddp_trainer.resilience.rendezvous import GenerationBarrier, StoreLostError, SupersededError
-from ddp_trainer.resilience.verdict import judge
 from ddp_trainer.resilience.zygote import Death, Zygote, ZygoteError
 from ddp_trainer.telemetry.events import EventLog
 from ddp_trainer.telemetry.facts import FactsPage
 from ddp_trainer.telemetry.node import NodeTelemetry
-from ddp_trainer.telemetry.readable import counted
 
 _log = logging.getLogger(__name__)
 
 RANK_TARGET = "ddp_trainer.resilience.rank:main"
-ECHO_SECONDS = 1.0
-"""How long node 0 waits for a root cause after the first echo: ten monitor intervals of the agent that must report it."""
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How the agent leaves: with which exit, and the fault behind it, if any."""
-
-    exit: Exit
-    fault: Fault | None = None
 
 
 class StuckRankError(DdpError):
@@ -69,6 +60,7 @@ class GangAgent(SimpleElasticAgent):
         config: RunConfig,
         barrier: GenerationBarrier,
         zygote: Zygote,
+        custody: Custody,
         page: FactsPage,
         scratch: Path,
         telemetry: NodeTelemetry,
@@ -91,6 +83,7 @@ class GangAgent(SimpleElasticAgent):
         self._config = config
         self._barrier = barrier
         self._zygote = zygote
+        self._custody = custody
         self._page = page
         self._scratch = scratch
         self._telemetry = telemetry
@@ -101,8 +94,11 @@ class GangAgent(SimpleElasticAgent):
         self._environment = environment
         self._rank_logs = rank_logs
         self._running: dict[int, int] = {}  # pid -> local rank
-        self._stop_asked = False
+        self._has_started = False
         self._ending = Ending(FINISHED)
+        self._judge = Judge(barrier, chronicle, events, config.fault_tolerance)
+        self._departure = Departure(custody, config.fault_tolerance.preemption_grace_seconds)
+        self._diagnosis = Diagnosis(config.fault_tolerance, barrier.node, zygote.kill)
         barrier.while_waiting = self._while_waiting
 
     def supervise(self) -> Ending:
@@ -113,7 +109,7 @@ class GangAgent(SimpleElasticAgent):
             if ending.exit is FINISHED:
                 self._barrier.farewell()
         except RendezvousClosedError as closed:
-            ending = _ending_of(str(closed))
+            ending = ending_of(str(closed))
             self._barrier.farewell()
         except StopAskedError:
             ending = self._preempted()
@@ -121,14 +117,16 @@ class GangAgent(SimpleElasticAgent):
             # peers that do not come, a zygote that is gone (this process has threads by now, so it cannot fork another one), or a run
             # directory that fails: where starting again helps, it is the container that is started again
             _log.error("%s", error)  # a sentence for people
-            ending = Ending(error.exit, self._fault_here(error.exit.cause, error.exit.code, str(error)))
+            ending = Ending(error.exit, self._judge.fault_here(error.exit.cause, error.exit.code, str(error)))
             if not error.exit.retried:
-                self._close(ending.exit, ending.fault, str(error))
+                self._judge.close(ending.exit, ending.fault, str(error))
+        if ending.exit is not FINISHED:
+            self._write_newest()
         return ending
 
-    def ask_to_stop(self) -> None:
-        """For a signal handler: leave at the next look, ranks stopped."""
-        self._stop_asked = True
+    def ask_to_stop(self, signal_name: str) -> None:
+        """For a signal handler: leave once the ranks have kept their state."""
+        self._departure.ask(signal_name)
 
     # --- torch's interface -------------------------------------------------------------------------------------------------------
 
@@ -168,11 +166,12 @@ class GangAgent(SimpleElasticAgent):
         ]
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        attempt = self._agreed_attempt()
-        self._chronicle.begin_attempt(attempt)
-        if self._events:
-            generation, world_size = self._barrier.generation, self._config.world_size
-            self._events.append("form", attempt=attempt, generation=generation, world_size=world_size)
+        start = self._agreed_start()
+        attempt = int(start["attempt"])
+        self._judge.begin_attempt(attempt, worker_group.workers[0].world_size)
+        self._custody.memory.begin_attempt(attempt)
+        self._custody.start_writer()
+        self._diagnosis.reset()
         ids: dict[int, Any] = {}
         for worker in worker_group.workers:
             place = {
@@ -190,15 +189,24 @@ class GangAgent(SimpleElasticAgent):
                 {
                     "config": self._config.model_dump(mode="json"),
                     "place": place,
-                    "start": {"attempt": attempt, "reached_step": self._chronicle.reached_step},
+                    "start": {
+                        "attempt": attempt,
+                        "reached_step": self._chronicle.standing_step,
+                        "memory": self._custody.memory.descriptor,
+                        "is_first": not self._has_started,
+                        "skipped": start["skipped"],
+                    },
                     "page": str(self._page.path),
                     "note": str(self._note(worker.local_rank)),
+                    "trace": str(self._trace(worker.local_rank)),
                 },
                 dict(self._environment) | _caches(self._config, self._environment) | _torch_names(worker, worker_group),
                 self._rank_logs / f"rank-{worker.global_rank}.log" if self._rank_logs else None,
+                f"ddp-rank-{worker.global_rank}",
             )
             self._running[pid] = worker.local_rank
             ids[worker.local_rank] = pid
+        self._has_started = True
         return ids
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:  # noqa: ARG002  # torch's signature
@@ -207,7 +215,7 @@ class GangAgent(SimpleElasticAgent):
         bound_seconds = self._config.fault_tolerance.stop_grace_seconds
         deadline = time.monotonic() + bound_seconds
         while self._running:
-            for death in self._zygote.deaths(timeout_seconds=0.1):
+            for death in self._deaths(timeout_seconds=0.1):
                 self._running.pop(death.pid, None)
             if self._running and time.monotonic() >= deadline:
                 stuck = ", ".join(f"{pid} (local rank {rank})" for pid, rank in self._running.items())
@@ -230,131 +238,118 @@ class GangAgent(SimpleElasticAgent):
 
     def _watch(self) -> Ending | None:
         """Look after the ranks of one generation until it is over: an ending, or None to re-form."""
-        barrier, echo_since = self._barrier, 0.0
-        posted = failed = False
+        barrier, posted, failed = self._barrier, False, False
+        left_since: float | None = None
         while True:
-            deaths = self._zygote.deaths(timeout_seconds=self._config.fault_tolerance.monitor_interval_seconds)
+            deaths = self._deaths(timeout_seconds=max(self._config.fault_tolerance.monitor_interval_seconds, barrier.look_seconds))
             self._tick()
-            if self._stop_asked:
+            if self._departure.is_asked and self._may_go():
                 return self._preempted()
-            failed = failed or any(death.code for death in deaths)
+            left_since = left_since or (time.monotonic() if any(death.code == LEFT_EXIT for death in deaths) else None)
+            failed = failed or any(death.code not in {0, LEFT_EXIT} for death in deaths)
             for fault in self._faults(deaths):
                 _log.warning("%s", fault.sentence)
                 (barrier.post_echo if fault.cause == ECHO else barrier.post_fault)(fault.to_json())
-            if not (self._running or posted or failed):
+            self._diagnose()
+            if not (self._running or posted or failed or left_since or self._departure.is_asked):
                 barrier.post_finished()
                 posted = True
             if posted and barrier.all_finished():
                 return Ending(FINISHED)
-            if barrier.node == 0:
-                echo_since = echo_since or (time.monotonic() if barrier.echo() else 0.0)
-                self._judge(echo_is_old=bool(echo_since) and time.monotonic() - echo_since > ECHO_SECONDS)
+            if left_since is not None:
+                self._judge.after_leaving(left_since)
+            elif barrier.node == 0 and self._running and barrier.waiting():
+                self._custody.memory.ask_to_leave(self._chronicle.attempt)  # and then let in who waits
+            self._judge.look()
             if barrier.is_superseded():
-                self._account()
+                self._judge.account()
                 return None
+
+    def _deaths(self, timeout_seconds: float) -> list[Death]:
+        """Ranks that have ended; a writer that has is replaced on the way."""
+        return [death for death in self._zygote.deaths(timeout_seconds) if not self._custody.is_writers(death)]
 
     def _while_waiting(self) -> None:
         self._tick()
-        if self._stop_asked:
+        if self._departure.is_asked:
             raise StopAskedError
 
+    def _may_go(self) -> bool:
+        return self._departure.may_go(has_ranks=bool(self._running), lead=self._page.read(0), attempt=self._chronicle.attempt)
+
     def _preempted(self) -> Ending:
-        """Asked to stop: said to the others first, who would else find a lost peer."""
-        fault = self._fault_here("preemption", PREEMPTED.code, "asked to stop by SIGTERM")
-        with contextlib.suppress(StoreLostError):
-            self._barrier.post_fault(fault.to_json())
-        if self._barrier.node == 0:
-            self._record_fault(fault)
+        fault = self._judge.fault_here(PREEMPTED.cause, PREEMPTED.code, f"asked to stop by {self._departure.asked_by}")
+        self._judge.preempted(fault)
         return Ending(PREEMPTED, fault)
+
+    def _diagnose(self) -> None:
+        """Look at the living ranks: report a hang, name those that are slow."""
+        facts = {rank: self._page.read(rank) for rank in self._running.values()}
+        own = {rank: fact if fact and fact.get("attempt") == self._chronicle.attempt else None for rank, fact in facts.items()}
+        if self._barrier.node == 0:
+            for sentence in self._diagnosis.slow_ranks(own.get(0) or {}):
+                _log.warning("%s", sentence)
+                if self._events:
+                    self._events.append("note", message=sentence)
+        traces = {local: (pid, self._trace(local)) for pid, local in self._running.items()}
+        hang = self._diagnosis.hang(own, traces, {worker.local_rank: worker.global_rank for worker in self._worker_group.workers})
+        if hang is None:
+            return
+        _log.warning("%s", hang.fault.sentence)
+        if self._events:
+            self._events.append("stacks", stacks=hang.stacks)
+        (self._barrier.post_fault if hang.is_root else self._barrier.post_echo)(hang.fault.to_json())
 
     def _faults(self, deaths: list[Death]) -> list[Fault]:
         found = []
         for death in deaths:
             local_rank = self._running.pop(death.pid, None)
-            if local_rank is None or death.code == 0:
+            if local_rank is None or death.code in {0, LEFT_EXIT} or (death.code == -signal.SIGSEGV and self._diagnosis.has_looked):
                 continue
             worker = self._worker_group.workers[local_rank]
             step = int((self._page.read(local_rank) or {}).get("step") or 0)
             found.append(of_death(death.code, self._note(local_rank), self._barrier.node, worker.global_rank, step))
         return found
 
-    def _judge(self, *, echo_is_old: bool) -> None:
-        """Node 0: decide on this generation's fault, if there is one and the decision is not made."""
-        if self._barrier.is_superseded():
-            return
-        text = self._barrier.fault()
-        if text is None and not echo_is_old:
-            return
-        if text is None:
-            echo = Fault.from_json(self._barrier.echo() or "")
-            fault = replace(echo, cause=FAILED_COLLECTIVE, message=f"lost its peers: {echo.message}")
-            self._barrier.post_fault(fault.to_json())
-        else:
-            fault = Fault.from_json(text)
-        verdict = judge(fault, self._chronicle.durable_step, self._chronicle.record, self._config.fault_tolerance)
-        self._chronicle.record = verdict.record
-        if verdict.leave is None:
-            self._barrier.ask_for_next()
-            return
-        _log.error("%s", verdict.reason)
-        self._record_fault(fault)
-        self._chronicle.save()
-        self._close(verdict.leave, fault, verdict.reason)
-
-    def _close(self, leave: Exit, fault: Fault | None, reason: str) -> None:
-        """End the run for all agents, with the same words."""
-        words = {"cause": leave.cause, "fault": asdict(fault) if fault else None, "reason": reason}
-        with contextlib.suppress(StoreLostError):
-            self._barrier.close(json.dumps(words))
-
-    def _account(self) -> None:
-        """Node 0: write down why a generation ended and what it cost, before the next one forms."""
-        if self._barrier.node != 0 or self._barrier.ending() is not None:
-            return
-        text = self._barrier.fault()
-        fault = (
-            Fault.from_json(text)
-            if text
-            else Fault("peer_loss", self._barrier.node, None, 0, self._chronicle.reached_step, "a node came back")
-        )
-        self._record_fault(fault if fault.step else replace(fault, step=self._chronicle.reached_step))
-        lost = self._chronicle.restarted(fault.cause)
-        self._chronicle.save()
-        if self._events:
-            self._events.append("restart", cause=fault.cause, node=fault.node, attempt=self._chronicle.attempt + 1)
-        _log.warning("re-forming after: %s (%s to do again)", fault.sentence, counted(lost, "step"))
-
-    def _record_fault(self, fault: Fault) -> None:
-        if self._events:
-            self._events.append("fault", **asdict(fault))
-
     def _tick(self) -> None:
-        self._chronicle.observe(self._page.read(0))
+        report = self._custody.report()
+        self._chronicle.observe(self._page.read(0), report)
+        if (report.get("failed") or {}).get("cause") == PEER_LOST.cause:
+            raise PeerLostError(report["failed"]["message"])  # another start of this run has the directory
         self._telemetry.tick(self._chronicle.ledger(), time.time())
 
     def _tell(self, phase: str, note: str) -> None:
         self._chronicle.phase, self._chronicle.note = phase, note
         self._tick()
 
-    def _agreed_attempt(self) -> int:
-        """Node 0 draws the number of this start of the ranks; the others read it."""
+    def _agreed_start(self) -> dict[str, Any]:
+        """Node 0 draws the number of this start of the ranks, and says what they pass over; the others read it."""
         if self._barrier.node == 0:
-            attempt = int(self._next_attempt())
-            self._barrier.share("attempt", str(attempt))
-            return attempt
-        return int(self._barrier.shared("attempt"))
+            start = {"attempt": int(self._next_attempt()), "skipped": self._chronicle.skipped}
+            self._barrier.share("start", json.dumps(start))
+            return start
+        told: dict[str, Any] = json.loads(self._barrier.shared("start"))
+        return told
+
+    def _write_newest(self) -> None:
+        """Node 0, on the way out: what the ranks did last must not be lost with this node's memory."""
+        bound_seconds = self._departure.write_seconds
+        try:
+            self._custody.start_writer()
+            if not self._custody.write_newest(bound_seconds, self._telemetry_only):
+                _log.warning("the newest state could not be written within %.0f s; the checkpoint before it is intact", bound_seconds)
+        except ZygoteError:  # the writer has died with it
+            _log.warning("the newest state cannot be written without the fork server; the checkpoint before it is intact")
+        self._chronicle.observe(None, self._custody.report())
+
+    def _telemetry_only(self) -> None:
+        self._telemetry.tick(self._chronicle.ledger(), time.time())
 
     def _note(self, local_rank: int) -> Path:
         return self._scratch / f"last-words-{local_rank}.json"
 
-    def _fault_here(self, cause: str, code: int, message: str) -> Fault:
-        return Fault(cause, self._barrier.node, None, code, self._chronicle.reached_step, message)
-
-
-def _ending_of(text: str) -> Ending:
-    raw = json.loads(text)
-    fault = Fault(**{**raw["fault"], "message": raw["reason"]}) if raw.get("fault") else None
-    return Ending(BY_CAUSE[raw["cause"]], fault)
+    def _trace(self, local_rank: int) -> Path:
+        return self._scratch / f"stacks-{local_rank}.txt"
 
 
 def _caches(config: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:

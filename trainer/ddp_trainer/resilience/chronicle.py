@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ddp_trainer.checkpoint.store import QUARANTINE_NAME, write_durably
+from ddp_trainer.checkpoint.durable import write_durably
+from ddp_trainer.checkpoint.store import QUARANTINE_NAME
 from ddp_trainer.errors import DdpError
+from ddp_trainer.resilience.fault import REJOIN
 from ddp_trainer.resilience.verdict import Record
 from ddp_trainer.telemetry.document import parse
 from ddp_trainer.telemetry.node import PROGRESS_FILE
@@ -25,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 LEDGER_FILE = "ledger.json"
 PRODUCTIVE_PHASES = frozenset({"training", "evaluating", "saving"})
-NUMBERS = ("lost_steps", "productive_seconds", "wall_seconds", "reached_step", "standing_step", "durable_step")
+NUMBERS = ("lost_steps", "productive_seconds", "wall_seconds", "reached_step", "standing_step", "durable_step", "skipped")
 """What is kept besides the restarts and the judge's record."""
 COUNTED_CAUSES = {"crash": "crash", "user_error": "crash", "hang": "hang", "preemption": "preemption"}
 """Under which restart counter a cause goes; any other is a lost peer."""
@@ -50,14 +52,23 @@ class Chronicle:
     standing_step: int = 0
     """The last step done whose loss would still have to be counted: a second fault before the first new step loses nothing more."""
     durable_step: int = 0
+    skipped: list[tuple[int, int]] = field(default_factory=list)
+    """Windows of 0-based steps that are passed over after a divergence: (first, one after the last)."""
     interrupted_by: str | None = None
     """What a successor has to count: nothing after an orderly end, a preemption, or the loss of an agent that left no word."""
     phase: Any = None
     note: str = ""
     recovery_seconds: dict[str, float] = field(default_factory=dict)
-    """Of the last restart that this agent saw: until all nodes had met, and from there to the first step."""
+    """Of the last restart that this agent saw: until all nodes had met, from there until the state was found, and to the first step."""
     verify_failures: int = 0
     clock: Callable[[], float] = time.monotonic
+    report: dict[str, Any] = field(default_factory=dict)
+    """What the background writer said last."""
+    _is_uncounted: bool = False
+    """A restart whose lost steps are not known before the ranks say where they go on."""
+    _is_between: bool = False
+    """After a fault and before new ranks: what the page says is the dead ones' word."""
+    _resumed_at: float | None = None
     _fault_at: float | None = None
     _formed_at: float | None = None
     _last: float | None = None
@@ -78,6 +89,7 @@ class Chronicle:
             self.restarts.update(raw["restarts"])
             for name in NUMBERS:
                 setattr(self, name, raw[name])
+            self.skipped = [(int(first), int(end)) for first, end in self.skipped]
             interrupted_by: str | None = raw["interrupted_by"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -88,43 +100,59 @@ class Chronicle:
             self.durable_step = max(self.durable_step, seen.checkpoint.step if seen.checkpoint else 0)
         return interrupted_by
 
-    def observe(self, lead: dict[str, Any] | None) -> None:
-        """Account for the time since the last look, given the facts of this node's first rank."""
+    def observe(self, lead: dict[str, Any] | None, report: dict[str, Any]) -> None:
+        """Account for the time since the last look, given the facts of this node's first rank, and the background writer's report."""
         now = self.clock()
         passed, self._last = now - (self._last if self._last is not None else now), now
         self.wall_seconds += passed
-        if lead is None or lead.get("attempt") != self.attempt:
+        self.report = report
+        saved = report.get("checkpoint")
+        if isinstance(saved, dict):
+            self.durable_step = max(self.durable_step, int(saved.get("step") or 0))
+        if lead is None or self._is_between or lead.get("attempt") != self.attempt:
             return
+        if self._is_uncounted and lead.get("resumed_step") is not None:
+            self._count_lost(int(lead["resumed_step"]), now)
+        elif self._is_uncounted and lead.get("phase") in PRODUCTIVE_PHASES:
+            self._count_lost(0, now)
         if lead.get("phase") in PRODUCTIVE_PHASES:
             self.productive_seconds += passed
             self._recovered(now)
         self.reached_step = max(self.reached_step, int(lead.get("step") or 0))
-        self.standing_step = max(self.standing_step, int(lead.get("step") or 0))
-        self._step_seconds = float(lead.get("step_seconds") or 0.0)
-        saved = lead.get("checkpoint")
-        if isinstance(saved, dict):
-            self.durable_step = max(self.durable_step, int(saved.get("step") or 0))
+        if not self._is_uncounted:
+            self.standing_step = max(self.standing_step, int(lead.get("step") or 0))
+        self._step_seconds = float(lead.get("step_seconds") or 0.0) or self._step_seconds
+
+    def _count_lost(self, resumed_step: int, now: float) -> None:
+        lost = max(0, self.standing_step - resumed_step)
+        self.standing_step = min(self.standing_step, resumed_step)
+        self.lost_steps += lost
+        self.productive_seconds = max(0.0, self.productive_seconds - lost * self._step_seconds)
+        self._is_uncounted, self._resumed_at = False, now
+        self.save()
 
     def _recovered(self, now: float) -> None:
         """The first look at ranks that train: how long that took, and what had to be set aside for it."""
         if self._formed_at is None:
             return
         if self._fault_at is not None:
-            self.recovery_seconds = {"form": self._formed_at - self._fault_at, "first_step": now - self._formed_at}
+            found = self._resumed_at or self._formed_at
+            self.recovery_seconds = {"form": self._formed_at - self._fault_at, "load": found - self._formed_at, "first_step": now - found}
         if self.path is not None:
             quarantine = self.path.parent / "checkpoints" / QUARANTINE_NAME
             self.verify_failures = sum(1 for _ in quarantine.iterdir()) if quarantine.is_dir() else 0
-        self._formed_at = self._fault_at = None
+        self._formed_at = self._fault_at = self._resumed_at = None
 
-    def restarted(self, cause: str) -> int:
-        """Count a restart after a fault; returns the steps that have to be done again."""
-        self.restarts[COUNTED_CAUSES.get(cause, "peer_loss")] += 1
+    def restarted(self, cause: str, still_seconds: float = 0.0) -> None:
+        """Count a restart after a fault; what it cost is known when the ranks say where they go on.
+
+        `still_seconds`: how long nothing had moved before it was noticed.
+        """
+        if cause != REJOIN:
+            self.restarts[COUNTED_CAUSES.get(cause, "peer_loss")] += 1
         self._fault_at = self.clock()
-        lost = max(0, self.standing_step - self.durable_step)
-        self.standing_step = min(self.standing_step, self.durable_step)
-        self.lost_steps += lost
-        self.productive_seconds = max(0.0, self.productive_seconds - lost * self._step_seconds)
-        return lost
+        self.productive_seconds = max(0.0, self.productive_seconds - still_seconds)
+        self._is_uncounted = self._is_between = True
 
     def save(self) -> None:
         """Make it durable, on node 0; what cannot be written now is written with the next change."""
@@ -139,6 +167,7 @@ class Chronicle:
     def begin_attempt(self, attempt: int) -> None:
         """New ranks are about to start."""
         self.attempt = attempt
+        self._is_between = False
         self._formed_at = self.clock()
         self.phase, self.note = None, ""
         self.interrupted_by = "peer_loss"  # unless the agent says otherwise, which it cannot if it is killed
@@ -163,9 +192,11 @@ class Chronicle:
             phase=self.phase,
             note=self.note,
             recovery_seconds=dict(self.recovery_seconds),
+            checkpoint=self.report.get("checkpoint"),
+            checkpoint_totals={name: float(self.report.get(name, 0)) for name in ("count", "stall_seconds", "persist_seconds")},
             verify_failures=self.verify_failures,
         )
 
     def forget_crashes(self) -> None:
         """A fresh container has a fresh budget of restarts; what must not be forgotten is whether there is progress."""
-        self.record = replace(self.record, crashes=0)
+        self.record = replace(self.record, crashes=0, hangs=0)

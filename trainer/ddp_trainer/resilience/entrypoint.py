@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,12 +30,21 @@ from ddp_trainer.telemetry.events import EVENTS_FILE, EventLog
 from ddp_trainer.telemetry.server import StatusServer
 
 if TYPE_CHECKING:
-    from ddp_trainer.resilience.agent import Ending
+    from ddp_trainer.resilience.fault import Ending
 
 _log = logging.getLogger(__name__)
 
-PRELOAD = ("torch.distributed", "torch.nn.parallel", "torchvision.models", "ddp_trainer.resilience.rank", "ddp_trainer.resilience.agent")
+PRELOAD = (
+    "torch.distributed",
+    "torch.nn.parallel",
+    "torchvision.models",
+    "ddp_trainer.resilience.rank",
+    "ddp_trainer.resilience.agent",
+    "ddp_trainer.resilience.persister",
+)
 """What a rank or an agent would import before its first step."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""Kubernetes, Compose and Slurm stop with the first; Slurm can announce the end with the last."""
 TERMINATION_LOG = Path("/dev/termination-log")
 """Where the kubelet reads a container's last words: a bind mount, so it is written in place."""
 
@@ -53,12 +62,14 @@ class Node:
     """Folder for `rank-N.log`; None lets ranks write to this process's output."""
     ending: str | None = None
     """File for the last words; None means the kubelet's, where there is one."""
+    memory: int | None = None
+    """Descriptor of the node's snapshot memory, where somebody keeps it who outlives this agent; None: it is this agent's own."""
 
 
 def run(config: dict[str, Any], node: dict[str, Any], environment: dict[str, str]) -> int:
     """Be the agent: the target of `ddp local`'s forks and the body of `ddp launch`. Returns the exit code."""
     me, resolved = Node(**node), RunConfig.model_validate(config)
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in STOP_SIGNALS:
         signal.signal(signum, lambda signum, _: _leave_at_once(me, signum))
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s agent {me.node} %(message)s", force=True)
     logging.getLogger("torch.distributed").setLevel(logging.WARNING)
@@ -68,6 +79,9 @@ def run(config: dict[str, Any], node: dict[str, Any], environment: dict[str, str
         with server.answered_by_a_child() if "torch" not in sys.modules else contextlib.nullcontext():
             for name in PRELOAD:
                 importlib.import_module(name)
+        from ddp_trainer.checkpoint.snapshot import SnapshotMemory
+
+        me = replace(me, memory=SnapshotMemory.create() if me.memory is None else me.memory)  # before the fork, so that all inherit it
         gc.collect()
         gc.freeze()  # a collection in this process or in the zygote would write to the pages that they share
         zygote = Zygote.fork(PRELOAD)
@@ -92,13 +106,17 @@ def _leave_at_once(me: Node, signum: int) -> NoReturn:
 
 
 def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygote: Zygote, server: StatusServer) -> int:
+    from ddp_trainer.checkpoint.snapshot import SnapshotMemory
     from ddp_trainer.resilience.agent import GangAgent
     from ddp_trainer.resilience.chronicle import LEDGER_FILE, Chronicle
+    from ddp_trainer.resilience.custody import Custody
     from ddp_trainer.telemetry.facts import FactsPage
     from ddp_trainer.telemetry.node import NodeTelemetry
 
     leads = me.node == 0
     with _run_lock(config, leads=leads) as next_attempt, _scratch(config, me.node) as scratch:
+        if leads:
+            _prepare_store(config)
         events = EventLog(config.run_dir / EVENTS_FILE) if leads else None
         chronicle = Chronicle(config.run.name, me.node, config.world_size, config.run_dir / LEDGER_FILE if leads else None)
         interrupted_by = chronicle.recall()
@@ -112,12 +130,24 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
                 chronicle.restarted(interrupted_by)
             events.append("start", attempt=chronicle.attempt, nodes=me.nodes, procs_per_node=config.distributed.procs_per_node)
         slots = config.distributed.procs_per_node
-        page = FactsPage.create(scratch / "facts", slots)
+        page = FactsPage.create(scratch / "facts", slots + 1)  # the ranks, and the background writer
+        assert me.memory is not None
+        logs = Path(me.rank_logs) if me.rank_logs else None
+        custody = Custody(
+            memory=SnapshotMemory(me.memory),
+            page=page,
+            writer_slot=slots,
+            zygote=zygote,
+            config=config if leads else None,
+            environment=environment,
+            log=logs / "writer.log" if logs else None,
+        )
         telemetry = NodeTelemetry(page, slots, server, config.run_dir if leads else None, events)
         agent = GangAgent(
             config=config,
             barrier=_barrier(config, me),
             zygote=zygote,
+            custody=custody,
             page=page,
             scratch=scratch,
             telemetry=telemetry,
@@ -126,13 +156,26 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
             next_attempt=next_attempt,
             ranks_on_machine=me.ranks_on_machine,
             environment=environment,
-            rank_logs=Path(me.rank_logs) if me.rank_logs else None,
+            rank_logs=logs,
         )
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, lambda *_: agent.ask_to_stop())
+        for signum in STOP_SIGNALS:
+            signal.signal(signum, lambda signum, _: agent.ask_to_stop(signal.Signals(signum).name))
         ending = agent.supervise()
         _report(ending, me, chronicle, telemetry, events)
+        custody.close()
     return ending.exit.code
+
+
+def _prepare_store(config: RunConfig) -> None:
+    """Before anybody writes there; a volume without checkpoints begins with what its second home has."""
+    from ddp_trainer.checkpoint.mirror import Mirror
+    from ddp_trainer.checkpoint.store import CheckpointStore
+
+    store = CheckpointStore(config.run_dir / "checkpoints")
+    store.prepare()
+    url = config.checkpoint.mirror_url
+    if url and not store.steps() and (step := Mirror(url).fetch_newest(store)) is not None:
+        _log.info("the checkpoint of step %d was fetched from %s", step, url)
 
 
 def _barrier(config: RunConfig, me: Node) -> Any:
@@ -146,10 +189,11 @@ def _barrier(config: RunConfig, me: Node) -> Any:
             backend=rendezvous.BACKEND,
             endpoint=f"{me.host}:{me.port}",
             run_id=config.run.name,
-            min_nodes=me.nodes,
+            min_nodes=config.distributed.min_nodes or me.nodes,
             max_nodes=me.nodes,
             node=me.node,
             timeout_seconds=config.distributed.peer_timeout_seconds,
+            rejoin_wait_seconds=config.distributed.rejoin_wait_seconds,
         )
     )
 
@@ -184,7 +228,7 @@ def _scratch(config: RunConfig, node: int) -> Iterator[Path]:
 
 
 def _write_config(config: RunConfig) -> None:
-    from ddp_trainer.checkpoint.store import write_durably
+    from ddp_trainer.checkpoint.durable import write_durably
 
     document = {**config.model_dump(mode="json"), "config_hash": config.digest()}
     try:

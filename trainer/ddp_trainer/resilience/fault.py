@@ -9,12 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ddp_trainer.errors import BY_CAUSE, PEER_LOST, RANK_CRASHED, Exit
+from ddp_trainer.errors import BY_CAUSE, PEER_LOST, PREEMPTED, RANK_CRASHED, Exit
 
 ECHO = "echo"
 """The cause of a rank that only noticed somebody else's end: never a root cause."""
 FAILED_COLLECTIVE = "failed_collective"
 """Ranks that lost each other though nobody died: the network between them, or a collective that took longer than its bound."""
+REJOIN = "rejoin"
+"""Not a fault: a node that came back to an elastic run is let in."""
+LEFT_EXIT = PREEMPTED.code
+"""A rank's exit when it was asked to leave, and kept its state before."""
 MESSAGE_BYTES = 4096
 """The kubelet keeps this much of a termination message."""
 _TEXT_CHARS = 1500
@@ -30,6 +34,10 @@ class Fault:
     exit: int
     step: int
     message: str
+    window: tuple[int, int] | None = None
+    """Of a divergence: the 0-based steps that would have to be passed over, (first, one after the last)."""
+    still_seconds: float = 0.0
+    """Of a hang: how long nothing had moved when it was noticed."""
 
     @property
     def leaves_with(self) -> Exit:
@@ -39,8 +47,12 @@ class Fault:
     @property
     def sentence(self) -> str:
         """For people: who, what, where."""
-        who = f"node {self.node}" if self.rank is None else f"rank {self.rank} (node {self.node})"
-        return f"{who}: {self.message}"
+        return f"{self.who}: {self.message}"
+
+    @property
+    def who(self) -> str:
+        """Where it happened."""
+        return f"node {self.node}" if self.rank is None else f"rank {self.rank} (node {self.node})"
 
     def to_json(self) -> str:
         """One line that fits into `MESSAGE_BYTES`; only the end of a long message is lost."""
@@ -50,7 +62,16 @@ class Fault:
     def from_json(cls, text: str | bytes) -> Self:
         """What `to_json` wrote."""
         raw: dict[str, Any] = json.loads(text)
-        return cls(**raw)
+        window = raw.pop("window", None)
+        return cls(**raw, window=tuple(window) if window else None)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an agent leaves: with which exit, and the fault behind it, if any."""
+
+    exit: Exit
+    fault: Fault | None = None
 
 
 def of_death(code: int, note: Path, node: int, rank: int, step: int) -> Fault:
@@ -69,8 +90,9 @@ def of_death(code: int, note: Path, node: int, rank: int, step: int) -> Fault:
         return Fault("crash", node, rank, 128 - code, step, f"killed by {name}{hint}")
     try:
         raw = json.loads(note.read_text(encoding="utf-8"))
-        return Fault(str(raw["cause"]), node, rank, code, step, str(raw["message"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        window = raw.get("window")
+        return Fault(str(raw["cause"]), node, rank, code, step, str(raw["message"]), (int(window[0]), int(window[1])) if window else None)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return Fault("user_error", node, rank, code, step, f"ended with exit code {code} and left no message; see its log")
 
 
@@ -89,6 +111,6 @@ def one_line(words: Mapping[str, Any]) -> str:
     return json.dumps({**words, "message": message[:low]})
 
 
-def leave_note(note: Path, cause: str, message: str) -> None:
-    """A rank's last words, for its agent."""
-    note.write_text(json.dumps({"cause": cause, "message": message[:_TEXT_CHARS]}), encoding="utf-8")
+def leave_note(note: Path, cause: str, message: str, window: tuple[int, int] | None = None) -> None:
+    """A rank's last words, for its agent; `window` as in `Fault`."""
+    note.write_text(json.dumps({"cause": cause, "message": message[:_TEXT_CHARS], "window": window}), encoding="utf-8")

@@ -1,6 +1,7 @@
-"""One rank, from the fork to its last step: joins its group, restores the state, trains, and says why when it fails.
+"""One rank, from the fork to its last step: joins its group, gets its state, trains, and says why when it fails.
 
-It installs no signal handler: only the agent handles signals, and whoever stops a rank kills it. The store's commit is safe against that.
+It handles no signal that asks it to stop: only the agent does, and asks all ranks to leave together through the node's memory. Whoever
+stops a single rank kills it; snapshots and commits are safe against that.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from typing import Any
 import torch
 
 from ddp_trainer import engine
-from ddp_trainer.checkpoint.manifest import BadCheckpointError, FileEntry, Manifest
-from ddp_trainer.checkpoint.saver import Saver
-from ddp_trainer.checkpoint.schedule import Due
+from ddp_trainer.checkpoint.keeper import Keeper
+from ddp_trainer.checkpoint.schedule import Schedule
+from ddp_trainer.checkpoint.snapshot import SnapshotMemory
 from ddp_trainer.checkpoint.state import RunState
 from ddp_trainer.checkpoint.store import CheckpointStore, Loaded
 from ddp_trainer.config import RunConfig, differences
 from ddp_trainer.data.order import evaluation_slice
 from ddp_trainer.distributed import Group, Place, is_echo
-from ddp_trainer.errors import DataError, DdpError
-from ddp_trainer.resilience.fault import ECHO, leave_note
-from ddp_trainer.tasks.protocol import Dataset, Task
+from ddp_trainer.errors import DataError, DdpError, DivergedError
+from ddp_trainer.piggyback import Words
+from ddp_trainer.resilience import restore, stacks
+from ddp_trainer.resilience.fault import ECHO, LEFT_EXIT, leave_note
+from ddp_trainer.tasks.protocol import Dataset
 from ddp_trainer.tasks.registry import load_task
 from ddp_trainer.telemetry.evaluation import write_evaluation
 from ddp_trainer.telemetry.events import EVENTS_FILE, EventLog
@@ -37,6 +40,11 @@ _log = logging.getLogger(__name__)
 USER_ERROR_EXIT = 1
 ECHO_EXIT = 162
 """A rank that failed because of another one ends with peer_loss's code; its agent looks for the real cause."""
+FINAL_SAVE_TRIES = 4
+"""The last checkpoint is worth waiting for: a full disk may be freed, a network volume may come back."""
+HISTORY = 500
+"""Evaluations that a checkpoint remembers: 30 KB; the whole curve is in metrics.jsonl."""
+WAIT_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -45,23 +53,33 @@ class Start:
 
     attempt: int
     reached_step: int
-    """The last step seen done before the fault; 0 at a fresh start."""
+    """The last step that was done and not yet counted as lost; 0 at a fresh start."""
+    memory: int
+    """Descriptor of the node's snapshot memory."""
+    is_first: bool
+    """This node's agent has started no ranks before."""
+    skipped: tuple[tuple[int, int], ...] = ()
+    """Windows of steps to pass over."""
 
 
-def main(config: dict[str, Any], place: dict[str, Any], start: dict[str, Any], page: str, note: str) -> int:
-    """Be a rank: the target of the agent's fork. Returns the exit code; a failure's words go to the file `note`."""
+def main(config: dict[str, Any], place: dict[str, Any], start: dict[str, Any], page: str, note: str, trace: str) -> int:
+    """Be a rank: the target of the agent's fork. Returns the exit code; a failure's words go to the file `note`, stacks to `trace`."""
+    stacks.arm(Path(trace))
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank {place['rank']} %(message)s", force=True)
     try:
         _run(RunConfig.model_validate(config), Place(**place), Start(**start), FactsPage.open(Path(page)))
+    except engine.LeavingError:
+        return LEFT_EXIT
     except DdpError as error:
         _log.error("%s", error)  # a sentence for the user; a traceback would hide it
-        leave_note(Path(note), error.exit.cause, str(error))
+        leave_note(Path(note), error.exit.cause, str(error), getattr(error, "window", None))
         return error.exit.code
     except BaseException as error:  # the process's edge: whatever it is, it is reported and ends the rank
-        traceback.print_exc()
-        if is_echo(error):
+        if is_echo(error):  # no traceback: it would point at the one line that is not to blame
+            _log.warning("lost its peers: %s", str(error).splitlines()[0])
             leave_note(Path(note), ECHO, f"a collective failed: {str(error).splitlines()[0]}")
             return ECHO_EXIT
+        traceback.print_exc()
         leave_note(Path(note), "user_error", f"{type(error).__name__}: {error}".strip())
         return USER_ERROR_EXIT
     return 0
@@ -81,46 +99,43 @@ def _run(config: RunConfig, place: Place, start: Start, page: FactsPage) -> None
     task = load_task(config)
     train_set, test_set = task.datasets(lambda what, done, total: recorder.phase("starting", what, done, total))
     recorder.phase("starting", "meeting the other ranks")
-    group = Group.join(config, place)
+    group = Group.join(config, place, lambda looks: recorder.phase("starting", "meeting the other ranks", looks))
     if group.device.type == "cuda":
         recorder.on_gpu(str(torch.cuda.get_device_properties(group.device).uuid))
+    recorder.phase("starting", "finding the newest state")
+    memory = SnapshotMemory(start.memory)
+    store = _store(config, start) if leads else None
+    on_disk = max(store.steps(), default=restore.NOTHING) if store else restore.NOTHING
+    origin = restore.find(group, memory, on_disk, lambda above: _load(config, store, train_set.fingerprint, above))
+    _tell_of_quarantine(config, origin)
     recorder.phase("starting", "building the model")
-    store = CheckpointStore(config.run_dir / "checkpoints", config.checkpoint.keep) if leads else None
-    loaded = _load(config, store, train_set.fingerprint) if store else None
-    _tell_of_quarantine(config, loaded)
-    run, state = _restored(config, task, group, train_set, test_set, loaded)
+    run = engine.build(config, task, group, train_set, test_set, _micro_batches(config, group.world_size, origin))
+    state = RunState(run.model, run.optimizer, run.ema)
+    restore.put(origin, state, group)
+    history = _take_over(run, origin, start)
     recorder.plan(run.total_steps, run.steps_per_epoch)
     if run.step or start.reached_step:
-        recorder.resumed(run.step, "disk" if loaded else "nothing", max(0, start.reached_step - run.step))
+        recorder.resumed(run.step, origin.source, max(0, start.reached_step - run.step))
     recorder.phase("starting", "first step")
     engine.begin(run)
-    group.share(state.shared())
-    wall = _Wall(loaded.manifest.wall_seconds if loaded else 0.0)
-    saver = Saver(
-        store=store,
+    wall = _Wall(float(origin.meta.get("wall_seconds", 0.0)))
+    keeper = Keeper(
+        memory=memory if place.local_rank == 0 else None,
         state=state,
-        due=Due(config.checkpoint, run.total_steps),
-        describe=lambda step, files: _describe(run, start.attempt, wall.seconds(), step, files),
-        saving=lambda: recorder.phase("saving"),
-        saved=lambda manifest, seconds: recorder.checkpointed(manifest.step, manifest.total_bytes, seconds, seconds, verified=True),
+        schedule=Schedule(config.checkpoint, run.total_steps),
+        describe=lambda step, stall_seconds: _describe(run, step, start.attempt, wall.seconds(), stall_seconds, history),
+        kept=recorder.kept,
+        leads=leads,
         last_step=run.step,
+        last_durable_step=run.step if origin.source == "disk" else max(0, on_disk),
     )
-    evaluation = _Wall(0.0)
-
-    def evaluating() -> None:
-        evaluation.restart()
-        recorder.phase("evaluating")
-
-    hooks = engine.Hooks(
-        stepped=lambda step, samples: recorder.step(step, samples // group.world_size),
-        measured=recorder.train_metrics,
-        evaluating=evaluating,
-        evaluated=lambda step, metrics: recorder.evaluated(step, metrics, evaluation.seconds()),
-        offer=saver.offer,
-    )
-    metrics = engine.train(run, hooks)
-    if metrics:
-        _keep_predictions(run, test_set)
+    if leads and origin.source == "memory" and run.step > on_disk:
+        _ask_for_disk(memory, keeper)
+    metrics = engine.train(run, _hooks(run, recorder, keeper, memory, start.attempt, history))
+    _keep_predictions(run, test_set)
+    if leads:
+        recorder.phase("saving")
+        _make_last_durable(run.step, keeper, memory, page, config, recorder)
     recorder.finished(run.step, metrics)
     recorder.close()
     group.leave()
@@ -140,16 +155,66 @@ class _Wall:
         return self._before_seconds + time.monotonic() - self._started
 
 
-def _load(config: RunConfig, store: CheckpointStore, fingerprint: str) -> Loaded | None:
-    """Rank 0: the newest checkpoint that verifies and belongs to this run."""
-    store.prepare()
-    if config.run.resume == "never":
-        if store.steps():
-            raise DataError(
-                f"{store.root} holds checkpoints and run.resume is never; give an empty --run-dir, or resume with --set run.resume=auto"
-            )
-        return None
-    loaded = store.load_newest()
+def _hooks(
+    run: engine.Training, recorder: Recorder, keeper: Keeper, memory: SnapshotMemory, attempt: int, history: list[Any]
+) -> engine.Hooks:
+    leads, evaluation, batches = run.group.rank == 0, _Wall(0.0), 0
+
+    def wish(step: int) -> Words:
+        return Words(keep=leads and keeper.is_due(step), leave=memory.leave_asked(attempt))
+
+    def stepped(step: int, samples: int, own_seconds: tuple[float, ...]) -> None:
+        recorder.step(step, samples // run.group.world_size, own_seconds)
+        if recorder.step_seconds:
+            keeper.schedule.step_seconds = recorder.step_seconds
+
+    def evaluating() -> None:
+        nonlocal batches
+        if not batches:
+            evaluation.restart()
+        batches += 1
+        recorder.phase("evaluating", done=batches)  # a number that changes is a sign of life
+
+    def evaluated(step: int, metrics: dict[str, float]) -> None:
+        nonlocal batches
+        batches = 0
+        history.append([step, metrics])
+        del history[:-HISTORY]
+        recorder.evaluated(step, metrics, evaluation.seconds())
+        recorder.phase("training")  # a hang in the next step has a step's limit
+
+    return engine.Hooks(
+        wish=wish,
+        stepped=stepped,
+        measured=recorder.train_metrics,
+        evaluating=evaluating,
+        evaluated=evaluated,
+        keep=keeper.keep,
+    )
+
+
+def _ask_for_disk(memory: SnapshotMemory, keeper: Keeper) -> None:
+    """What was only in memory goes to disk at once: faults closer together than the interval must not keep it from there for ever."""
+    newest = memory.newest()
+    if newest is not None and newest.step == keeper.last_step:
+        memory.want_durable(newest)
+    else:  # this node has just been sent the state
+        keeper.hurry()
+
+
+def _store(config: RunConfig, start: Start) -> CheckpointStore:
+    """Rank 0's view of the disk; only the writer writes there."""
+    store = CheckpointStore(config.run_dir / "checkpoints", config.checkpoint.keep)
+    if config.run.resume == "never" and start.is_first and store.steps():
+        raise DataError(
+            f"{store.root} holds checkpoints and run.resume is never; give an empty --run-dir, or resume with --set run.resume=auto"
+        )
+    return store
+
+
+def _load(config: RunConfig, store: CheckpointStore | None, fingerprint: str, above: int) -> Loaded | None:
+    """Rank 0: the newest checkpoint above a step that verifies and belongs to this run."""
+    loaded = store.load_newest(newer_than=above) if store else None
     if loaded is None or config.run.resume == "force":
         return loaded
     changed = differences(config.identity(), loaded.manifest.identity)
@@ -163,58 +228,75 @@ def _load(config: RunConfig, store: CheckpointStore, fingerprint: str) -> Loaded
     return loaded
 
 
-def _restored(
-    config: RunConfig, task: Task, group: Group, train_set: Dataset, test_set: Dataset, loaded: Loaded | None
-) -> tuple[engine.Training, RunState]:
-    """The rank's training at the step where the run goes on; rank 0 has the state, the others its shape until `begin`."""
-    plan: dict[str, Any] = {"step": 0, "micro_batches": config.micro_batches, "slots": {}}
-    if loaded:
-        slots = {name: list(tensor.shape) for name, tensor in loaded.tensors.items() if name.startswith("optimizer.")}
-        plan = {"step": loaded.manifest.step, "micro_batches": _micro_batches(config, group.world_size, loaded.manifest), "slots": slots}
-    plan = group.share_json(plan)
-    run = engine.build(config, task, group, train_set, test_set, int(plan["micro_batches"]))
-    run.step = int(plan["step"])
-    state = RunState(run.model, run.optimizer, run.ema)
-    try:
-        state.make_slots(plan["slots"])
-        if loaded:
-            state.restore(loaded.tensors)
-    except BadCheckpointError as error:
-        raise DataError(f"the checkpoint of step {run.step} in {config.run_dir} does not fit this model: {error}") from None
-    return run, state
+def _micro_batches(config: RunConfig, world_size: int, origin: restore.Origin) -> int:
+    """What the run was started with, if this world can share it; so that a changed world does the same arithmetic."""
+    saved = int(origin.meta.get("micro_batches", 0))
+    return saved if config.data.micro_batches is None and saved >= world_size else config.micro_batches
 
 
-def _micro_batches(config: RunConfig, world_size: int, saved: Manifest) -> int:
-    """What the run was started with, if this world size can deal it; so that a changed world does the same arithmetic."""
-    return saved.micro_batches if config.data.micro_batches is None and saved.micro_batches % world_size == 0 else config.micro_batches
+def _take_over(run: engine.Training, origin: restore.Origin, start: Start) -> list[Any]:
+    """Go on where the state was left; returns the evaluations until then."""
+    run.step = int(origin.meta["step"])
+    before = [(int(first), int(end)) for first, end in origin.meta.get("skipped", [])]
+    run.skipped = sorted({*before, *((int(first), int(end)) for first, end in start.skipped)})
+    history = list(origin.meta.get("history", []))
+    if history:
+        run.evaluated_step, run.metrics = int(history[-1][0]), dict(history[-1][1])
+    return history
 
 
-def _tell_of_quarantine(config: RunConfig, loaded: Loaded | None) -> None:
-    for step, reason in loaded.quarantined if loaded else ():
+def _tell_of_quarantine(config: RunConfig, origin: restore.Origin) -> None:
+    for step, reason in origin.quarantined:
         _log.warning("the checkpoint of step %d does not verify (%s) and was set aside; going on from an older one", step, reason)
         path = str(config.run_dir / "checkpoints" / "quarantine")
         EventLog(config.run_dir / EVENTS_FILE).append("quarantine", step=step, path=path, message=reason)
 
 
-def _describe(run: engine.Training, attempt: int, wall_seconds: float, step: int, files: dict[str, FileEntry]) -> Manifest:
+def _describe(
+    run: engine.Training, step: int, attempt: int, wall_seconds: float, stall_seconds: float, history: list[Any]
+) -> dict[str, Any]:
+    """What the manifest says, and what the writer has to know beside it."""
     position = step * run.config.data.global_batch
-    return Manifest(
-        step=step,
-        epoch=position // len(run.train_set),
-        sample_offset=position % len(run.train_set),
-        global_batch=run.config.data.global_batch,
-        micro_batches=run.micro_batches,
-        world_size=run.group.world_size,
-        seed=run.config.run.seed,
-        config_hash=run.config.digest(),
-        identity=run.config.identity(),
-        data_fingerprint=run.train_set.fingerprint,
-        attempt=attempt,
-        saved_at=time.time(),
-        wall_seconds=wall_seconds,
-        libraries={"torch": torch.__version__, "ddp-operator": version("ddp-operator")},
-        files=files,
-    )
+    return {
+        "step": step,
+        "epoch": position // len(run.train_set),
+        "sample_offset": position % len(run.train_set),
+        "global_batch": run.config.data.global_batch,
+        "micro_batches": run.micro_batches,
+        "world_size": run.group.world_size,
+        "seed": run.config.run.seed,
+        "config_hash": run.config.digest(),
+        "identity": run.config.identity(),
+        "data_fingerprint": run.train_set.fingerprint,
+        "attempt": attempt,
+        "wall_seconds": wall_seconds,
+        "libraries": {"torch": torch.__version__, "ddp-operator": version("ddp-operator")},
+        "metrics": run.metrics,
+        "skipped": list(run.skipped),
+        "stall_seconds": stall_seconds,
+        "history": history,
+    }
+
+
+def _make_last_durable(step: int, keeper: Keeper, memory: SnapshotMemory, page: FactsPage, config: RunConfig, recorder: Recorder) -> None:
+    """Wait until the writer has the final state on disk.
+
+    Raises:
+        DataError: it cannot be written, after `FINAL_SAVE_TRIES`.
+        DivergedError: it is not finite.
+    """
+    if keeper.last_asked != step:
+        keeper.keep(step, durable=True)
+    number = memory.wanted_number()
+    while True:
+        report = page.read(config.distributed.procs_per_node) or {}
+        if int(report.get("number", 0)) >= number:
+            return
+        failed = report.get("failed") or {}
+        if failed.get("number") == number and (failed["times"] >= FINAL_SAVE_TRIES or failed["cause"] == DivergedError.exit.cause):
+            raise (DivergedError if failed["cause"] == DivergedError.exit.cause else DataError)(failed["message"])
+        recorder.phase("saving")
+        time.sleep(WAIT_SECONDS)
 
 
 def _keep_predictions(run: engine.Training, test_set: Dataset) -> None:

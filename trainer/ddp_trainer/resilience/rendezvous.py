@@ -1,9 +1,11 @@
 """The generation barrier: how agents meet, and how whoever learns of trouble makes all of them meet again.
 
-Node 0's agent hosts a store. In it stands one number, the generation. Joining a generation is to claim one's own place in it and to wait
-until every place is claimed, so nobody who is dead can be counted. Asking for the next generation is a compare-and-set from the one
-that failed, so that many agents who notice one incident ask for the same number, and there is no cascade. Healthy agents see the new
-number within one monitor interval and come back.
+Node 0's agent hosts a store (agent_store.py). In it stands one number, the generation. Joining a generation is to claim one's own place in
+it and to wait until its membership is complete (membership.py), so nobody who never came can be counted. Asking for the next generation is
+a compare-and-set from the one that failed, so that many agents who notice one incident ask for the same number, and there is no cascade.
+Healthy agents see the new number within one look and come back.
+
+What n agents ask of the store is bounded for every n: a look is one small request, and looks are the rarer the more nodes there are.
 
 A plug-in of torch's rendezvous registry: `rendezvous_handler_registry.create_handler(RendezvousParameters(backend="generation", ...))`.
 Every wait is bounded by `distributed.peer_timeout_seconds`.
@@ -12,14 +14,12 @@ Every wait is bounded by `distributed.peer_timeout_seconds`.
 from __future__ import annotations
 
 import contextlib
-import socket
+import random
 import time
 import uuid
 from collections.abc import Callable
-from datetime import timedelta
-from typing import TypeVar
 
-from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # the stubs do not export them
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # the stubs do not export it
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
     RendezvousHandler,
@@ -29,33 +29,28 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
-from ddp_trainer.errors import ConfigError, PeerLostError
+from ddp_trainer.errors import PeerLostError
+from ddp_trainer.resilience.agent_store import OPERATION_SECONDS, AgentStore, StoreLostError
 from ddp_trainer.resilience.fault import Fault
+from ddp_trainer.resilience.membership import Membership
+
+__all__ = ["BACKEND", "GenerationBarrier", "StoreLostError", "SupersededError", "register"]
 
 BACKEND = "generation"
 POLL_SECONDS = (0.01, 0.25)
-"""First and longest pause between two looks while waiting: quick when all are near, cheap for the store when one is far."""
-CONNECT_SECONDS = 2.0
-"""Bound of one attempt to connect; attempts follow each other until the peer timeout."""
-OPERATION_SECONDS = 10.0
-"""Bound of one store operation: far above a busy store's answer (milliseconds), far below anybody's patience."""
-LOOPBACK = "127.0.0.1"
-BACKLOG = 1024
-"""Connections that may wait to be accepted: all agents and ranks of one machine at once, by far."""
-HOST_SECONDS = 5.0
-"""How long the rendezvous port may be in use: a connection of somebody else's that is closing, or a predecessor on its way out."""
+"""First and longest pause between two looks while waiting in a small run: quick when all are near, cheap for the store when one is far."""
+LOOK_SECONDS = 0.1
+"""Between two looks of a small run's agent: what a fault waits for at most before it is noticed."""
+LOOKS_PER_SECOND = 2000
+"""Looks of all agents together that the store bears without effort: a tenth of a core, its host's own looks included."""
 FAREWELL_SECONDS = 5.0
 """How long node 0 keeps the store open for the others to read the end."""
-
-T = TypeVar("T")
+NAMED = 8
+"""Absent nodes that an error names: a line, not a list."""
 
 
 def _nothing() -> None:
     """The wait has nothing else to do."""
-
-
-class StoreLostError(PeerLostError):
-    """The store does not answer: node 0's agent is gone, or cannot be reached."""
 
 
 class SupersededError(Exception):
@@ -65,21 +60,33 @@ class SupersededError(Exception):
 class GenerationBarrier(RendezvousHandler):
     """One node's view of the barrier. Used by one thread."""
 
-    def __init__(self, *, node: int, nodes: int, host: str, port: int, run_id: str, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        *,
+        node: int,
+        nodes: int,
+        host: str,
+        port: int,
+        run_id: str,
+        timeout_seconds: float,
+        min_nodes: int | None = None,
+        rejoin_wait_seconds: float = 30.0,
+    ) -> None:
         self.node = node
         self.nodes = nodes
         self.host = host
         self.port = port
         self.generation = -1
         """The generation this node has joined last; -1 before the first."""
+        self.members = list(range(nodes))
+        """Sorted nodes of the generation that formed last; all of them before the first."""
         self.while_waiting: Callable[[], None] = _nothing
         """Called at every look while waiting; may raise to end the wait."""
         self._run_id = run_id
         self._timeout_seconds = timeout_seconds
         self._token = uuid.uuid4().hex
-        self._store: Store | None = None
-        if node == 0:
-            self._store = self._host()
+        self._store = AgentStore(host, port, is_host=node == 0)
+        self._membership = Membership(self._store, node, nodes, min_nodes, rejoin_wait_seconds)
 
     # --- torch's interface -------------------------------------------------------------------------------------------------------
 
@@ -93,7 +100,7 @@ class GenerationBarrier(RendezvousHandler):
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Join the newest generation and wait until it is complete.
+        """Join the newest generation and wait until it is complete; the rank is this node's place among the members.
 
         Raises:
             PeerLostError: somebody did not come within the peer timeout; the message names them.
@@ -103,10 +110,11 @@ class GenerationBarrier(RendezvousHandler):
         while True:
             try:
                 if self._join(deadline):
-                    store = PrefixStore(self.prefix, self._connected(deadline))
-                    return RendezvousInfo(store, self.node, self.nodes, RendezvousStoreInfo(self.host, self.port))
+                    store = PrefixStore(self.prefix, self._store.torchs)
+                    place = self.members.index(self.node)
+                    return RendezvousInfo(store, place, len(self.members), RendezvousStoreInfo(self.host, self.port))
             except StoreLostError:
-                self._forget_store()
+                self._store.disconnect()
                 if time.monotonic() >= deadline:
                     raise
 
@@ -133,6 +141,15 @@ class GenerationBarrier(RendezvousHandler):
     # --- what the agent uses beyond it -------------------------------------------------------------------------------------------
 
     @property
+    def look_seconds(self) -> float:
+        """How often an agent may look without all of them keeping the store busy."""
+        return max(LOOK_SECONDS, self.nodes / LOOKS_PER_SECOND)
+
+    def waiting(self) -> int:
+        """Nodes that stand outside this generation and want to be let in. One small request, and none where all are members."""
+        return self._membership.waiting(self.generation) if len(self.members) < self.nodes else 0
+
+    @property
     def prefix(self) -> str:
         """Keys of this generation's ranks."""
         return f"ranks/{self.generation}/"
@@ -147,31 +164,31 @@ class GenerationBarrier(RendezvousHandler):
 
     def post_fault(self, fault_json: str) -> None:
         """Propose the root cause of this generation's end; the first one stands."""
-        self._do(lambda store: store.compare_set(f"fault/{self.generation}", "", fault_json))
+        self._store.first(f"fault/{self.generation}", fault_json)
 
     def fault(self) -> str | None:
         """The root cause agreed for this generation."""
-        return self._peek(f"fault/{self.generation}")
+        return self._store.peek(f"fault/{self.generation}")
 
     def post_echo(self, fault_json: str) -> None:
         """Say that ranks here failed because of somebody else."""
-        self._do(lambda store: store.compare_set(f"echo/{self.generation}", "", fault_json))
+        self._store.first(f"echo/{self.generation}", fault_json)
 
     def echo(self) -> str | None:
         """The first such word in this generation."""
-        return self._peek(f"echo/{self.generation}")
+        return self._store.peek(f"echo/{self.generation}")
 
     def post_finished(self) -> None:
         """All ranks of this node have finished this generation's work. Call once per generation."""
-        self._do(lambda store: store.add(f"finished/{self.generation}", 1))
+        self._store.count(f"finished/{self.generation}", 1)
 
     def all_finished(self) -> bool:
-        """Whether every node has."""
-        return int(self._do(lambda store: store.add(f"finished/{self.generation}", 0))) >= self.nodes
+        """Whether every member has."""
+        return self._store.count(f"finished/{self.generation}") >= len(self.members)
 
     def share(self, key: str, value: str) -> None:
         """Node 0: tell the other nodes of this generation something."""
-        self._do(lambda store: store.set(f"{key}/{self.generation}", value))
+        self._store.do(lambda store: store.set(f"{key}/{self.generation}", value))
 
     def shared(self, key: str) -> str:
         """What node 0 told this generation; waits at most `OPERATION_SECONDS` for it.
@@ -181,147 +198,121 @@ class GenerationBarrier(RendezvousHandler):
             StoreLostError: node 0 did not say it in time.
         """
         deadline = time.monotonic() + OPERATION_SECONDS
-        while (value := self._peek(f"{key}/{self.generation}")) is None:
+        pauses = self._pauses()
+        while (value := self._store.peek(f"{key}/{self.generation}")) is None:
             if self.is_superseded():
                 raise SupersededError
             if time.monotonic() >= deadline:
                 raise StoreLostError(f"node 0 did not tell {key} of generation {self.generation} within {OPERATION_SECONDS:.0f} s")
-            self.while_waiting()
-            time.sleep(POLL_SECONDS[0])
+            self._rest(pauses)
         return value
 
     def close(self, ending_json: str) -> None:
         """End the run for all agents, with these words; the first ones stand."""
-        self._do(lambda store: store.compare_set("ending", "", ending_json))
+        self._store.first("ending", ending_json)
         self.ask_for_next()
 
     def ending(self) -> str | None:
         """How the run ended, if it has."""
-        return self._peek("ending")
+        return self._store.peek("ending")
 
     def farewell(self) -> None:
         """The common end was read here; as node 0, keep the store open until all have read it, at most `FAREWELL_SECONDS`."""
         with contextlib.suppress(StoreLostError):
-            self._do(lambda store: store.set(f"left/{self.node}", "1"))
-            everybody = [f"left/{node}" for node in range(self.nodes)]
+            self._store.do(lambda store: store.set(f"left/{self.node}", "1"))
+            if self.node != 0:
+                return
+            listening = [*self.members, *self._membership.outsiders(self.generation, self.members)]
+            everybody = [f"left/{node}" for node in listening]
             deadline = time.monotonic() + FAREWELL_SECONDS
-            while self.node == 0 and time.monotonic() < deadline and not self._do(lambda store: store.check(everybody)):
+            while time.monotonic() < deadline and not self._store.has(everybody):
                 time.sleep(POLL_SECONDS[0])
 
     # --- inside ------------------------------------------------------------------------------------------------------------------
 
     def _join(self, deadline: float) -> bool:
-        """One attempt: True when the generation is complete, False when a newer one has begun."""
-        self._connected(deadline)
+        """One attempt: True when the generation is complete with this node in it, False when a newer one has begun."""
+        self._connect(deadline)
         if (ending := self.ending()) is not None:
             raise RendezvousClosedError(ending)
         newest = self._newest()
-        claim = self._do(lambda store: store.compare_set(f"node/{newest}/{self.node}", "", self._token))
-        if newest == self.generation or claim.decode() != self._token:
+        members = self._membership.closed(newest)
+        if members is not None and self.node not in members:
+            return self._outside(newest, deadline)
+        if newest == self.generation or not self._membership.enter(newest, self._token):
             # this place was taken by oneself before a fault, or by a predecessor that has died: it cannot be taken twice
             if newest != self.generation:
                 lost = Fault("peer_loss", self.node, None, 0, 0, "the agent was lost and has been replaced")
-                self._do(lambda store: store.compare_set(f"fault/{newest}", "", lost.to_json()))
+                self._store.first(f"fault/{newest}", lost.to_json())
             self._ask_beyond(newest)
             return False
         self.generation = newest
-        self._do(lambda store: store.add(f"joined/{newest}", 1))
-        pause = POLL_SECONDS[0]
+        since = time.monotonic()
+        pauses = self._pauses()
         while self._newest() == newest:
-            if int(self._do(lambda store: store.add(f"joined/{newest}", 0))) >= self.nodes:
+            members = self._membership.members(newest, since)
+            if members is not None:
+                if self.node not in members:  # came while node 0 was closing the membership
+                    return self._outside(newest, deadline)
+                self.members = members
                 return True
             if time.monotonic() >= deadline:
                 raise PeerLostError(
                     f"{self._absent(newest)} did not come to generation {newest} within {self._timeout_seconds:.0f} s; "
                     f"see why they do not start, or raise distributed.peer_timeout_seconds"
                 )
-            self.while_waiting()
-            time.sleep(pause)
-            pause = min(pause * 1.5, POLL_SECONDS[1])
+            self._rest(pauses)
         return False
 
+    def _outside(self, generation: int, deadline: float) -> bool:
+        """The generation runs without this node: ask to be let in, and wait for the next one, which gives False."""
+        self.generation = -1  # of none: what is posted from here on is nobody's fault
+        self._membership.stand_outside(generation)
+        try:
+            self._await_next(generation, deadline)
+        except StoreLostError:
+            raise
+        except BaseException:  # it leaves, so nobody has to be disturbed for it any more
+            with contextlib.suppress(StoreLostError):
+                self._membership.go_away(generation)
+            raise
+        return False
+
+    def _await_next(self, generation: int, deadline: float) -> None:
+        pauses = self._pauses()
+        while self._newest() == generation:
+            if time.monotonic() >= deadline:
+                raise PeerLostError(
+                    f"generation {generation} runs without node {self.node} and did not let it in within {self._timeout_seconds:.0f} s; "
+                    f"see whether its steps are that long, or raise distributed.peer_timeout_seconds"
+                )
+            self._rest(pauses)
+
+    def _connect(self, deadline: float) -> None:
+        if self._store.connect(deadline, self._timeout_seconds, self.while_waiting):
+            self.generation = -1  # a new store counts anew, and in an old one the place is taken
+            self._token = uuid.uuid4().hex
+
+    def _pauses(self) -> list[float]:
+        """The next pause of a wait and its longest, in seconds: a wait is two requests per look, and all wait at once."""
+        return [POLL_SECONDS[0], max(POLL_SECONDS[1], 2 * self.look_seconds if self.node else 0)]
+
+    def _rest(self, pauses: list[float]) -> None:
+        """Between two looks; each pause longer, and of a random part, so that a thousand nodes do not look in step."""
+        self.while_waiting()
+        time.sleep(pauses[0] * random.uniform(0.5, 1.0))  # noqa: S311  # no secret
+        pauses[0] = min(pauses[0] * 1.5, pauses[1])
+
     def _absent(self, generation: int) -> str:
-        absent = [n for n in range(self.nodes) if not self._peek(f"node/{generation}/{n}")]
-        listed = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")  # noqa: PLR2004  # a line, not a list
+        absent = self._membership.absent(generation, NAMED + 1)
+        listed = ", ".join(map(str, absent[:NAMED])) + (", ..." if len(absent) > NAMED else "")
         return f"node{'s' * (len(absent) > 1)} {listed}"
 
     def _newest(self) -> int:
-        return int(self._do(lambda store: store.add("generation", 0)))
+        return self._store.count("generation")
 
     def _ask_beyond(self, generation: int) -> None:
-        self._do(lambda store: store.compare_set("generation", str(generation), str(generation + 1)))
-
-    def _peek(self, key: str) -> str | None:
-        if not self._do(lambda store: store.check([key])):
-            return None
-        return bytes(self._do(lambda store: store.get(key))).decode()
-
-    def _do(self, operation: Callable[[Store], T]) -> T:
-        if self._store is None:
-            raise StoreLostError(f"the store of node 0 at {self.host}:{self.port} is gone")
-        try:
-            return operation(self._store)
-        except (DistError, RuntimeError) as error:
-            raise StoreLostError(f"the store of node 0 at {self.host}:{self.port} does not answer: {str(error).splitlines()[0]}") from None
-
-    def _host(self) -> Store:
-        deadline = time.monotonic() + HOST_SECONDS
-        while True:
-            try:
-                return TCPStore(
-                    self.host,
-                    self.port,
-                    is_master=True,
-                    wait_for_workers=False,
-                    timeout=timedelta(seconds=OPERATION_SECONDS),
-                    master_listen_fd=_listener(self.host, self.port),
-                )
-            except (DistError, RuntimeError, OSError) as error:
-                if time.monotonic() >= deadline:
-                    raise ConfigError(
-                        f"the rendezvous port {self.port} on this node cannot be opened: {str(error).splitlines()[0]}; "
-                        f"stop what uses it, or set another MASTER_PORT"
-                    ) from None
-            time.sleep(POLL_SECONDS[1])
-
-    def _connected(self, deadline: float) -> Store:
-        while self._store is None:
-            try:
-                self._store = TCPStore(self.host, self.port, is_master=False, timeout=timedelta(seconds=CONNECT_SECONDS))
-                self._store.set_timeout(timedelta(seconds=OPERATION_SECONDS))
-            except (DistError, RuntimeError) as error:
-                if time.monotonic() >= deadline:
-                    raise PeerLostError(
-                        f"node 0 does not answer at {self.host}:{self.port} after {self._timeout_seconds:.0f} s "
-                        f"({str(error).splitlines()[0]}); see whether it runs, or raise distributed.peer_timeout_seconds"
-                    ) from None
-                self.while_waiting()
-                time.sleep(POLL_SECONDS[1])
-        return self._store
-
-    def _forget_store(self) -> None:
-        if self.node != 0:
-            self._store = None
-            self.generation = -1  # a new store starts counting anew
-            self._token = uuid.uuid4().hex
-
-
-def _listener(host: str, port: int) -> int | None:
-    """The descriptor of an IPv4 socket that listens; None leaves it to torch, where node 0 has only IPv6 addresses.
-
-    Torch's own listens as IPv6, and its store asks for the name of whoever connects: `::ffff:127.0.0.1` is not in /etc/hosts, so that
-    became a question to the name server in the store's only thread, and 5 s of silence for all nodes whenever the answer was lost. On
-    a cluster it is bound on every interface, since pods reach it by name; the port is the run's own, and a NetworkPolicy guards it.
-    """
-    if host == LOOPBACK:
-        return socket.create_server((LOOPBACK, port), backlog=BACKLOG).detach()
-    try:
-        families = {found[0] for found in socket.getaddrinfo(socket.gethostname(), port, type=socket.SOCK_STREAM)}
-    except OSError:  # a host that does not know its own name
-        families = {socket.AF_INET}
-    if socket.AF_INET not in families:
-        return None
-    return socket.create_server(("0.0.0.0", port), backlog=BACKLOG).detach()  # noqa: S104  # see above
+        self._store.do(lambda store: store.compare_set("generation", str(generation), str(generation + 1)))
 
 
 def _create(parameters: RendezvousParameters) -> RendezvousHandler:
@@ -333,6 +324,8 @@ def _create(parameters: RendezvousParameters) -> RendezvousHandler:
         port=int(port),
         run_id=parameters.run_id,
         timeout_seconds=float(parameters.config["timeout_seconds"]),
+        min_nodes=parameters.min_nodes,
+        rejoin_wait_seconds=float(parameters.config.get("rejoin_wait_seconds", 30.0)),
     )
 
 

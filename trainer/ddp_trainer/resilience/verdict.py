@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ddp_trainer.config import FaultToleranceSection
-from ddp_trainer.errors import NO_PROGRESS, RANK_CRASHED, USER_ERROR, Exit
+from ddp_trainer.errors import DIVERGED, HANG, NO_PROGRESS, PREEMPTED, RANK_CRASHED, USER_ERROR, Exit
 from ddp_trainer.resilience.fault import FAILED_COLLECTIVE, Fault
 
 IDENTICAL_ERRORS = 3
 """An exception that comes back this often at the same step with the same words is a bug in the code: more restarts only hide it."""
 FINAL_CAUSES = frozenset({"config_error", "data_error", "diverged"})
 """The same again would fail the same way."""
-COUNTED_CAUSES = frozenset({"crash", "user_error", FAILED_COLLECTIVE})
-"""What has a budget: for all of them restarts without a newer checkpoint, for dead ranks also restarts in all."""
+COUNTED_CAUSES = frozenset({"crash", "user_error", "hang", FAILED_COLLECTIVE})
+"""What has a budget: for all of them restarts without a newer checkpoint, for dead ranks and for hangs also restarts in all."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Record:
     durable_step: int = -1
     last_error: tuple[int, str] = (-1, "")
     identical_errors: int = 0
+    hangs: int = 0
+    skips: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,21 @@ class Verdict:
 
 def judge(fault: Fault, durable_step: int, record: Record, policy: FaultToleranceSection) -> Verdict:
     """Decide on one fault. Lost nodes are not counted against the run: their bound is the wait for the node."""
+    if fault.cause == DIVERGED.cause and policy.on_divergence == "skip" and record.skips < policy.max_skips:
+        return Verdict(None, fault.sentence, replace(record, skips=record.skips + 1))
+    if fault.cause == PREEMPTED.cause and policy.on_preemption == "leave":
+        return Verdict(PREEMPTED, fault.sentence, record)
     if fault.cause in FINAL_CAUSES:
         return Verdict(fault.leaves_with, fault.sentence, record)
     if fault.cause not in COUNTED_CAUSES:
         return Verdict(None, fault.sentence, record)
     progressed = durable_step > record.durable_step
     error = (fault.step, fault.message)
-    is_exception, is_crash = fault.cause == "user_error", fault.cause != FAILED_COLLECTIVE
+    is_exception, is_crash, is_hang = fault.cause == "user_error", fault.cause in {"crash", "user_error"}, fault.cause == "hang"
     counted = replace(
         record,
         crashes=record.crashes + is_crash,
+        hangs=record.hangs + is_hang,
         without_progress=1 if progressed else record.without_progress + 1,
         durable_step=durable_step,
         last_error=error if is_exception else (-1, ""),
@@ -61,4 +68,6 @@ def judge(fault: Fault, durable_step: int, record: Record, policy: FaultToleranc
     if is_crash and counted.crashes > policy.max_restarts:
         leave = USER_ERROR if is_exception else RANK_CRASHED
         return Verdict(leave, f"{fault.sentence} (all {policy.max_restarts} restarts used up)", counted)
+    if is_hang and counted.hangs > policy.max_hangs:
+        return Verdict(HANG, f"{fault.sentence} (all {policy.max_hangs} restarts after hangs used up)", counted)
     return Verdict(None, fault.sentence, counted)

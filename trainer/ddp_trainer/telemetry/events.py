@@ -18,7 +18,7 @@ EVENTS_FILE = "events.jsonl"
 METRICS_FILE = "metrics.jsonl"
 
 EventKind = Literal[
-    "start", "form", "resume", "first_step", "checkpoint", "evaluate", "fault", "restart", "stop", "finish", "quarantine", "note"
+    "start", "form", "resume", "first_step", "checkpoint", "evaluate", "fault", "stacks", "restart", "stop", "finish", "quarantine", "note"
 ]
 
 
@@ -42,7 +42,8 @@ KINDS = (
     Kind("first_step", "the first optimizer step after a start of the ranks is done", ("step", "attempt")),
     Kind("checkpoint", "a state became durable", ("step", "bytes", "stall_seconds", "persist_seconds", "verified", "attempt")),
     Kind("evaluate", "the test set was evaluated", ("step", "metrics", "seconds", "attempt")),
-    Kind("fault", "a rank, an agent or a node was lost, or misbehaved", ("cause", "rank", "node", "exit", "step", "message")),
+    Kind("fault", "a rank, an agent or a node was lost, or misbehaved", ("cause", "rank", "node", "exit", "step", "message", "window")),
+    Kind("stacks", "what the ranks of a node were doing when they stood still", ("stacks",)),
     Kind("restart", "ranks or an agent are being started again after a fault", ("cause", "node", "attempt")),
     Kind("stop", "the run was stopped before its end", ("cause", "exit", "step", "message")),
     Kind("finish", "the run reached its last step", ("step", "metrics", "seconds", "attempt")),

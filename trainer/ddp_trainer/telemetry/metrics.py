@@ -44,6 +44,8 @@ METRICS = (
     Metric("trainer_world_size", "gauge", "Ranks of the run"),
     Metric("trainer_checkpoint_stall_seconds", "summary", "Time that training stood still for checkpoints, since the rank's start"),
     Metric("trainer_checkpoint_persist_seconds", "summary", "Time from snapshot to durable, since the rank's start"),
+    Metric("trainer_snapshot_stall_seconds", "summary", "Time that training stood still for snapshots in memory, since the rank's start"),
+    Metric("trainer_snapshot_last_step", "gauge", "Step of the newest snapshot in memory"),
     Metric("trainer_checkpoint_last_durable_step", "gauge", "Step of the newest durable checkpoint"),
     Metric("trainer_checkpoint_last_durable_timestamp_seconds", "gauge", "When that checkpoint became durable"),
     Metric("trainer_checkpoint_last_durable_bytes", "gauge", "Size of that checkpoint"),
@@ -86,7 +88,8 @@ def _node_values(facts: Sequence[Mapping[str, Any]], ledger: Ledger) -> Iterator
 def _run_values(facts: Sequence[Mapping[str, Any]], ledger: Ledger, progress: Progress) -> dict[str, list[Value]]:
     saved = progress.checkpoint
     lead = min(facts, key=lambda fact: fact.get("rank", 0), default={})
-    saves = lead.get("checkpoint_count_total", 0)
+    totals = ledger.checkpoint_totals
+    saves = totals.get("count", 0.0)
     single = {
         "trainer_step": progress.step,
         "trainer_total_steps": progress.total_steps,
@@ -94,8 +97,10 @@ def _run_values(facts: Sequence[Mapping[str, Any]], ledger: Ledger, progress: Pr
         "trainer_loss": progress.loss,
         "trainer_test_accuracy_ratio": progress.test_accuracy,
         "trainer_world_size": progress.world_size,
-        "trainer_checkpoint_stall_seconds": (saves, lead.get("checkpoint_stall_seconds_total", 0.0)),
-        "trainer_checkpoint_persist_seconds": (saves, lead.get("checkpoint_persist_seconds_total", 0.0)),
+        "trainer_checkpoint_stall_seconds": (saves, totals.get("stall_seconds", 0.0)),
+        "trainer_checkpoint_persist_seconds": (saves, totals.get("persist_seconds", 0.0)),
+        "trainer_snapshot_stall_seconds": (lead.get("snapshot_count_total", 0), lead.get("snapshot_stall_seconds_total", 0.0)),
+        "trainer_snapshot_last_step": lead.get("snapshot_step"),
         "trainer_checkpoint_last_durable_step": saved and saved.step,
         "trainer_checkpoint_last_durable_timestamp_seconds": saved and saved.saved_at,
         "trainer_checkpoint_last_durable_bytes": saved and saved.bytes,

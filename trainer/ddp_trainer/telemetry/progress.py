@@ -51,6 +51,10 @@ class Ledger:
     """One line for people about that phase ("waiting for node 2")."""
     verify_failures: int = 0
     """Checkpoints that failed verification."""
+    checkpoint: Mapping[str, Any] | None = None
+    """The newest durable one, as the background writer says."""
+    checkpoint_totals: Mapping[str, float] = field(default_factory=dict)
+    """Of the writer: count, stall_seconds, persist_seconds."""
     recovery_seconds: Mapping[str, float] = field(default_factory=dict)
     """The last recovery, by phase of it (detect, form, load, first_step, ...)."""
 
@@ -85,10 +89,9 @@ def compose(
         for name in ("loss", "accuracy", "test_loss", "test_accuracy", "lr"):
             value = _number(lead, name)
             known[name] = known.get(name) if value is None else value
-    for fact in facts:
-        saved = _checkpoint(fact)
-        if saved and (known.get("checkpoint") is None or saved.saved_at > known["checkpoint"].saved_at):
-            known["checkpoint"] = saved
+    saved = _checkpoint(ledger.checkpoint)
+    if saved and (known.get("checkpoint") is None or saved.saved_at > known["checkpoint"].saved_at):
+        known["checkpoint"] = saved
     moving = bool(lead) and phase in {"training", "evaluating", "saving"}
     agent_speaks = bool(ledger.note) or not lead
     document = Progress(
@@ -151,8 +154,7 @@ def _hardware(readings: Readings) -> dict[str, Any]:
     return {"gpus": gpus, "storage": None if volume is None else Storage(total_bytes=volume.total_bytes, free_bytes=volume.free_bytes)}
 
 
-def _checkpoint(fact: Mapping[str, Any]) -> Checkpoint | None:
-    saved = fact.get("checkpoint")
+def _checkpoint(saved: Mapping[str, Any] | None) -> Checkpoint | None:
     if not isinstance(saved, Mapping):
         return None
     return Checkpoint(

@@ -12,11 +12,12 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from ddp_trainer.config import RunConfig
+from ddp_trainer.telemetry.document import MAX_RANKS
 from ddp_trainer.telemetry.events import EVENTS_FILE, METRICS_FILE, EventLog
 from ddp_trainer.telemetry.facts import FactsPage
 from ddp_trainer.telemetry.hardware import bare_uuid
@@ -96,7 +97,7 @@ class Recorder:
         if name != self._phase:
             self._enter(name, now)
         self._facts.update(note=note[:NOTE_CHARS], note_done=done, note_total=total)
-        if changed or done >= total or now - self._published >= PUBLISH_SECONDS:
+        if changed or done >= total > 0 or now - self._published >= PUBLISH_SECONDS:
             self._publish(now)
 
     def resumed(self, step: int, source: str, lost_steps: int | None = None) -> None:
@@ -105,6 +106,7 @@ class Recorder:
         Step 0 is the beginning, where a fault met a run that had saved nothing yet: what was written of the lost steps is void then, too.
         """
         self._step = step
+        self._facts.update(resumed_step=step, resumed_from=source)
         self._event("resume", step=step, source=source, lost_steps=lost_steps, attempt=self._attempt)
         self._line("resume", step, source=source, lost_steps=lost_steps)
         if self._tensorboard:
@@ -115,8 +117,11 @@ class Recorder:
             logger.info("started again from the beginning")
         self._publish(self._clock())
 
-    def step(self, step: int, samples: int) -> None:
-        """An optimizer step is done, in which this rank had `samples` samples. Call it after every step; it costs microseconds."""
+    def step(self, step: int, samples: int, own_seconds: Sequence[float] = ()) -> None:
+        """An optimizer step is done, in which this rank had `samples` samples. Call it after every step; it costs microseconds.
+
+        `own_seconds`: each rank's own part of it, where known, for finding a slow one.
+        """
         now = self._clock()
         if self._phase != "training":
             self._enter("training", now)
@@ -130,6 +135,8 @@ class Recorder:
         facts = self._facts
         facts["samples_total"] += samples
         facts["samples"] = samples
+        if own_seconds:
+            facts["own_seconds"] = [round(seconds, 5) for seconds in own_seconds[:MAX_RANKS]]
         if now - self._published >= PUBLISH_SECONDS:
             self._publish(now)
 
@@ -160,19 +167,17 @@ class Recorder:
         logger.info("step %d evaluated in %.1f s: %s", step, seconds, _readable(metrics))
         self._publish(self._clock())
 
-    def checkpointed(self, step: int, bytes_: int, stall_seconds: float, persist_seconds: float, verified: bool) -> None:
-        """The state of `step` is durable: training stood still for `stall_seconds`, and the disk took `persist_seconds`."""
-        now = self._clock()
-        numbers = {"bytes": bytes_, "stall_seconds": stall_seconds, "persist_seconds": persist_seconds, "verified": verified}
+    def kept(self, step: int, stall_seconds: float) -> None:
+        """The state of `step` is in the node's memory, for which training stood still for `stall_seconds`."""
         facts = self._facts
-        facts["checkpoint"] = {"step": step, "saved_at": now, **numbers}
-        for name, value in (("count", 1), ("stall_seconds", stall_seconds), ("persist_seconds", persist_seconds)):
-            key = f"checkpoint_{name}_total"
-            facts[key] = facts.get(key, 0) + value
-        self._event("checkpoint", step=step, **numbers, attempt=self._attempt)
-        self._curves(step, {"checkpoint/stall_seconds": stall_seconds, "checkpoint/persist_seconds": persist_seconds})
-        logger.info("checkpoint at step %d: %.1f MB, training stood still for %.3f s", step, bytes_ / 1e6, stall_seconds)
-        self._publish(now)
+        facts["snapshot_step"] = step
+        facts["snapshot_count_total"] = facts.get("snapshot_count_total", 0) + 1
+        facts["snapshot_stall_seconds_total"] = facts.get("snapshot_stall_seconds_total", 0.0) + stall_seconds
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Smoothed duration of a step; None until a whole one was seen."""
+        return self._pace.step_seconds
 
     def finished(self, step: int, metrics: dict[str, float]) -> None:
         """The last step is done, and its final `metrics` are these."""
@@ -225,7 +230,7 @@ class Recorder:
         facts["updated_at"] = now
         self._page.write(self._slot, finite(facts))
 
-    def _event(self, kind: Literal["resume", "first_step", "evaluate", "checkpoint", "finish"], **fields: Any) -> None:
+    def _event(self, kind: Literal["resume", "first_step", "evaluate", "finish"], **fields: Any) -> None:
         if self._events:
             self._events.append(kind, **fields)
 

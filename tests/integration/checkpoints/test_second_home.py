@@ -1,0 +1,225 @@
+"""A second home holds what was committed, whole or not at all, gives it back to an empty volume, and disturbs nothing when it fails."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import fsspec
+import pytest
+from small_checkpoints import commit, is_state_of
+
+from ddp_trainer.checkpoint import mirror as mirror_module
+from ddp_trainer.checkpoint.manifest import MANIFEST_NAME
+from ddp_trainer.checkpoint.mirror import Mirror
+from ddp_trainer.checkpoint.store import CheckpointStore
+from ddp_trainer.errors import ConfigError, PeerLostError
+
+PATIENCE_SECONDS = 60
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = CheckpointStore(tmp_path / "volume" / "checkpoints", keep=2)
+    made.prepare()
+    return made
+
+
+@pytest.fixture
+def empty(tmp_path):
+    """The volume of a replaced machine."""
+    made = CheckpointStore(tmp_path / "replaced" / "checkpoints", keep=2)
+    made.prepare()
+    return made
+
+
+def copy(mirror, store, *steps):
+    """Commit, and wait for each copy."""
+    for step in steps:
+        commit(store, step)
+        mirror.offer(store.folder(step))
+        assert mirror.drain(PATIENCE_SECONDS)
+
+
+def at(home):
+    """The file system of a URL as anybody sees it, and the path."""
+    return fsspec.core.url_to_fs(home, skip_instance_cache=True, use_listings_cache=False)
+
+
+def steps_in(home):
+    files, root = at(home)
+    return sorted(int(path.rstrip("/").rpartition("-")[2]) for path in files.ls(root, detail=False))
+
+
+def test_what_was_committed_comes_back_to_an_empty_volume(home, store, empty):
+    copy(Mirror(home), store, 1, 2)
+    assert Mirror(home).fetch_newest(empty) == 2
+    assert is_state_of(empty.load_newest(), 2)
+    assert (empty.root / "latest").read_text() == "step-000000002\n"
+    assert sorted(path.name for path in empty.root.iterdir()) == ["latest", "step-000000002"]
+    for path in store.folder(2).iterdir():
+        assert (empty.folder(2) / path.name).read_bytes() == path.read_bytes()
+
+
+def test_retention_on_the_volume_removes_nothing_from_the_second_home(home, store):
+    copy(Mirror(home), store, 1, 2, 3, 4, 5)
+    assert store.steps() == [4, 5]
+    assert steps_in(home) == [1, 2, 3, 4, 5]
+
+
+def test_the_first_and_every_nth_after_it_are_copied(home, store):
+    copy(Mirror(home, every=3), store, *range(10, 90, 10))
+    assert steps_in(home) == [10, 40, 70]
+
+
+@pytest.mark.parametrize(
+    "damage", ["no manifest", "torn manifest", "data missing", "data changed", "a path out of the folder", "another version"]
+)
+def test_a_copy_that_is_not_whole_is_passed_over_for_an_older_one(home, store, empty, tmp_path, damage, caplog):
+    copy(Mirror(home), store, 1, 2)
+    files, root = at(home)
+    manifest, data = f"{root}/step-000000002/{MANIFEST_NAME}", f"{root}/step-000000002/model.safetensors"
+    text = json.loads(files.cat_file(manifest))
+    if damage == "no manifest":
+        files.rm_file(manifest)
+    elif damage == "torn manifest":
+        files.pipe_file(manifest, files.cat_file(manifest)[:100])
+    elif damage == "data missing":
+        files.rm_file(data)
+    elif damage == "data changed":
+        content = bytearray(files.cat_file(data))
+        content[-1] ^= 1
+        files.pipe_file(data, bytes(content))
+    elif damage == "another version":
+        files.pipe_file(manifest, json.dumps(text | {"format_version": 9}).encode())
+    else:
+        outside = {"../../../../outside": text["files"]["state.json"]}
+        files.pipe_file(manifest, json.dumps(text | {"files": text["files"] | outside}).encode())
+    assert Mirror(home).fetch_newest(empty) == 1
+    assert is_state_of(empty.load_newest(), 1)
+    assert sorted(path.name for path in empty.root.iterdir()) == ["latest", "step-000000001"]
+    assert "step-000000002 cannot be used" in caplog.text
+    assert not list(tmp_path.rglob("outside"))
+
+
+def test_a_place_where_nothing_was_copied_yet_has_nothing_and_says_nothing(home, empty, caplog):
+    assert Mirror(home).fetch_newest(empty) is None
+    assert not [record for record in caplog.records if record.name.startswith("ddp_trainer")]
+
+
+@pytest.mark.parametrize("fails_at", ["ema.safetensors", "model.safetensors", "state.json", MANIFEST_NAME])
+def test_a_copy_that_breaks_off_is_no_checkpoint_whatever_lay_there_before(home, store, empty, tmp_path, monkeypatch, caplog, fails_at):
+    copy(Mirror(home), store, 1)
+    other = CheckpointStore(tmp_path / "other")
+    copy(Mirror(home), other, 2)
+    again = CheckpointStore(tmp_path / "again")
+    commit(again, 2, {"loss": 0.5})  # the same step of another attempt: other bytes under the same names
+    real = mirror_module._upload
+
+    def upload(files, content, target):
+        if target.endswith(fails_at):
+            raise OSError("the connection broke")
+        real(files, content, target)
+
+    monkeypatch.setattr(mirror_module, "_upload", upload)
+    mirror = Mirror(home)
+    mirror.offer(again.folder(2))
+    assert mirror.drain(PATIENCE_SECONDS)
+    assert "step-000000002 was not copied" in caplog.text
+    assert Mirror(home).fetch_newest(empty) == 1
+    monkeypatch.undo()
+
+
+def test_the_same_step_of_a_later_attempt_replaces_the_earlier_ones_copy(home, store, empty, tmp_path):
+    copy(Mirror(home), store, 2)
+    again = CheckpointStore(tmp_path / "again")
+    commit(again, 2, {"loss": 0.5})
+    mirror = Mirror(home)
+    mirror.offer(again.folder(2))
+    assert mirror.drain(PATIENCE_SECONDS)
+    assert mirror.fetch_newest(empty) == 2
+    assert empty.load_newest().manifest.metrics == {"loss": 0.5}
+
+
+def test_what_is_there_already_is_not_copied_again(home, store, monkeypatch):
+    copy(Mirror(home), store, 1)
+    monkeypatch.setattr(mirror_module, "_upload", lambda *_: pytest.fail("copied again"))
+    mirror = Mirror(home)
+    mirror.offer(store.folder(1))
+    assert mirror.drain(PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Holds copies in their first upload: (a copy has begun, let them go on)."""
+    begun, go_on = threading.Event(), threading.Event()
+    real = mirror_module._upload
+
+    def upload(files, content, target):
+        begun.set()
+        assert go_on.wait(PATIENCE_SECONDS)
+        real(files, content, target)
+
+    monkeypatch.setattr(mirror_module, "_upload", upload)
+    yield begun, go_on
+    go_on.set()
+
+
+def test_a_slow_second_home_delays_no_commit_and_gets_the_newest_next(home, store, empty, gate):
+    begun, go_on = gate
+    mirror = Mirror(home)
+    for step in (1, 2, 3, 4, 5):  # meanwhile retention removes the folder that is being copied
+        commit(store, step)
+        mirror.offer(store.folder(step))
+        assert begun.wait(PATIENCE_SECONDS)
+    assert store.steps() == [4, 5]
+    assert not mirror.drain(0)
+    go_on.set()
+    assert mirror.drain(PATIENCE_SECONDS)
+    assert steps_in(home) == [1, 5]
+    assert mirror.fetch_newest(empty) == 5
+    store.prepare()
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        ("s3://no-such-bucket/run", "bucket"),
+        ("file:///proc/run", "proc"),
+    ],
+)
+@pytest.mark.usefixtures("s3_environment")
+def test_a_second_home_that_cannot_be_used_is_logged_and_ends_nothing(store, empty, caplog, url, word):
+    mirror = Mirror(url)
+    copy(mirror, store, 1, 2)
+    assert caplog.text.count("was not copied") == 2
+    assert word in caplog.text.lower()
+    assert mirror.fetch_newest(empty) is None
+    assert empty.steps() == []
+    assert is_state_of(store.load_newest(), 2)
+
+
+def test_an_unknown_kind_of_place_is_told_at_the_start(store, empty, caplog):
+    mirror = Mirror("gopher://somewhere/run")
+    copy(mirror, store, 1)
+    assert "was not copied" in caplog.text
+    with pytest.raises(ConfigError, match="mirror_url gopher://somewhere/run cannot be used"):
+        mirror.fetch_newest(empty)
+
+
+@pytest.mark.usefixtures("s3_environment")
+def test_a_server_that_is_gone_ends_no_training_but_lets_none_begin_anew(store, empty, caplog, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # nobody listens there
+    mirror = Mirror("s3://bucket/run")
+    copy(mirror, store, 1)
+    assert "step-000000001 was not copied to s3://bucket/run" in caplog.text
+    with pytest.raises(PeerLostError, match="its second home s3://bucket/run cannot be read"):
+        mirror.fetch_newest(empty)
+
+
+def test_a_full_volume_is_logged_and_leaves_no_half_checkpoint(home, store, empty, caplog, monkeypatch):
+    copy(Mirror(home), store, 1)
+    monkeypatch.setattr(CheckpointStore, "adopt", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert Mirror(home).fetch_newest(empty) is None
+    assert "No space left on device" in caplog.text
+    assert list(empty.root.iterdir()) == []

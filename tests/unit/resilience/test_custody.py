@@ -1,0 +1,103 @@
+"""The agent's care for its snapshots: a dead writer is replaced, and on the way out the newest state is written, within a bound."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from writers import Parent
+
+
+@pytest.fixture(scope="module")
+def parent():
+    made = Parent()
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def bench(parent, tmp_path):
+    return parent.bench(tmp_path)
+
+
+def test_a_dead_writer_is_replaced_as_often_as_it_dies(bench):
+    pids = [bench.begin()]
+    for step in (1, 2, 3):
+        bench.until_written(bench.keep(step, step, True))
+        bench.signal(signal.SIGKILL)
+        assert bench.deaths(1) == [True]
+        pids.append(bench.writer())
+    assert len(set(pids)) == 4
+    bench.until_written(bench.keep(4, 4, True))
+    assert bench.store.steps() == [2, 3, 4]
+
+
+def test_the_death_of_a_rank_is_not_the_writers(bench):
+    pid = bench.begin()
+    assert not bench.is_writers(pid + 1)
+    assert bench.writer() == pid
+
+
+def test_a_writer_that_runs_is_not_started_twice(bench):
+    assert bench.begin() == bench.start()
+
+
+def test_only_the_node_with_the_run_directory_has_a_writer(bench):
+    bench.agent(str(bench.root), {}, 1, False)
+    assert bench.start() is None
+
+
+# --- on the way out ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_snapshot_is_written_though_no_rank_asked_for_it(bench):
+    bench.begin()
+    bench.until_written(bench.keep(70, 7, True))
+    bench.keep(80, 8, False)
+    bench.keep(90, 9, False)
+    answer, _ = bench.write_newest(60)
+    assert answer is True
+    assert bench.store.steps() == [7, 9]
+    assert bench.report()["checkpoint"]["step"] == 9
+
+
+def test_what_lies_on_disk_is_not_asked_for_again(bench):
+    bench.begin()
+    number = bench.keep(70, 7, True)
+    bench.until_written(number)
+    bench.keep(71, 7, False)  # ranks that were started again at step 7 have kept it once more
+    assert bench.write_newest(0) == [True, 0]
+    assert bench.wanted_number() == number
+
+
+def test_with_nothing_in_memory_or_on_another_node_there_is_nothing_to_write(parent, bench, tmp_path):
+    bench.begin()
+    assert bench.write_newest(0) == [True, 0]
+    other = parent.bench(tmp_path / "other")
+    other.root.mkdir()
+    other.agent(str(other.root), {}, 1, False)
+    other.keep(70, 7, False)
+    assert other.write_newest(0) == [True, 0]
+
+
+def test_a_writer_that_stands_still_is_waited_for_no_longer_than_the_bound(bench):
+    bench.begin()
+    bench.until_written(bench.keep(70, 7, True))
+    bench.signal(signal.SIGSTOP)
+    bench.keep(80, 8, False)
+    answer, looks = bench.write_newest(0.3)
+    assert answer is False
+    assert looks >= 1, "the agent still serves its telemetry meanwhile"
+    assert bench.store.steps() == [7]
+    bench.signal(signal.SIGCONT)
+    assert bench.write_newest(60)[0] is True
+    assert bench.store.steps() == [7, 8]
+
+
+def test_a_write_that_fails_is_not_waited_for(bench):
+    bench.begin()
+    bench.until_written(bench.keep(70, 7, True))
+    bench.keep(80, 8, False, 4, "model.3.bias")
+    answer, _ = bench.write_newest(10**6)
+    assert answer is False
+    assert bench.store.steps() == [7]

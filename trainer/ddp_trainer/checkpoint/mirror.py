@@ -1,0 +1,160 @@
+"""A second home for checkpoints, at any fsspec URL: S3, Google Cloud Storage, a folder on another volume.
+
+Copies go data first and manifest last, so that half a copy has no manifest and is no checkpoint. Copying happens on a thread of its own:
+a second home that is slow or gone delays no commit, and what fails is logged and ends nothing. Nothing is ever removed there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import IO, Any
+
+from ddp_trainer.checkpoint.durable import TEMPORARY
+from ddp_trainer.checkpoint.manifest import MANIFEST_NAME, read_manifest, step_of
+from ddp_trainer.checkpoint.store import CheckpointStore
+from ddp_trainer.errors import ConfigError, PeerLostError
+
+_log = logging.getLogger(__name__)
+
+_OBJECT_STORES = frozenset({"s3", "gs", "gcs", "abfs", "az", "oss"})
+"""They have no folders; making one makes the bucket, so that a misspelt name would become a bucket of its own."""
+_BLOCK_BYTES = 8 * 1024 * 1024
+"""Copied at a time; object stores want parts of at least 5 MiB."""
+
+
+class Mirror:
+    """One run's folder at an fsspec URL. Credentials and endpoints are found the way the URL's own package finds them.
+
+    Belongs to the process that first used it: it does not survive a fork.
+    """
+
+    def __init__(self, url: str, every: int = 1) -> None:
+        self._url = url.rstrip("/")
+        self._every = every
+        self._offered = 0
+        self._waiting: Path | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._opened: tuple[Any, str] | None = None
+
+    def offer(self, folder: Path) -> None:
+        """Copy a committed checkpoint there, if it is the first since the start or an n-th after it. Returns at once, raises nothing.
+
+        One copy is in flight at a time; of the checkpoints offered meanwhile, the newest is copied next.
+        """
+        self._offered += 1
+        if (self._offered - 1) % self._every:
+            return
+        with self._lock:
+            self._waiting = folder
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._copy_all, name="mirror", daemon=True)
+                self._thread.start()
+
+    def drain(self, timeout_seconds: float) -> bool:
+        """Wait until nothing is being copied; False if that takes longer."""
+        thread = self._thread
+        if thread:
+            thread.join(timeout_seconds)
+        return thread is None or not thread.is_alive()
+
+    def fetch_newest(self, store: CheckpointStore) -> int | None:
+        """Download the newest checkpoint that verifies into a store; returns its step, or None where there is none.
+
+        Raises:
+            ConfigError: there is no such kind of place, or its package is not installed.
+            PeerLostError: the place does not answer. To begin anew then would undo what it keeps; it may answer later.
+        """
+        try:
+            files, root = self._open()
+            found = {step_of(Path(name)): name for name in _names(files, root)}
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"checkpoint.mirror_url {self._url} cannot be used: {_words(error)}; see fsspec's list of places") from None
+        except Exception as error:  # whatever a storage service's package raises
+            raise PeerLostError(
+                f"the volume has no checkpoint and its second home {self._url} cannot be read ({_words(error)}); "
+                f"see why it does not answer, or leave checkpoint.mirror_url out to begin anew"
+            ) from None
+        for step in sorted((step for step in found if step is not None), reverse=True):
+            try:
+                self._fetch(files, f"{root}/{found[step]}", store)
+            except Exception as error:  # as above; an older one may be whole
+                _log.warning("%s/%s cannot be used (%s)", self._url, found[step], _words(error))
+            else:
+                return step
+        return None
+
+    def _copy_all(self) -> None:
+        while True:
+            with self._lock:
+                folder, self._waiting = self._waiting, None
+                if folder is None:
+                    self._thread = None  # under the lock, so that an offer either is seen here or starts another thread
+                    return
+            try:
+                self._copy(folder)
+            except Exception as error:  # as above
+                _log.warning("%s was not copied to %s (%s); training goes on", folder.name, self._url, _words(error))
+
+    def _copy(self, folder: Path) -> None:
+        with contextlib.ExitStack() as stack:
+            # all are opened first: retention may remove the folder while it is copied, which takes away the names, not the contents
+            manifest = stack.enter_context((folder / MANIFEST_NAME).open("rb"))
+            names = list(read_manifest(folder).files)
+            contents = {name: stack.enter_context((folder / name).open("rb")) for name in names}
+            files, root = self._open()
+            target = f"{root}/{folder.name}"
+            if not _OBJECT_STORES.intersection([files.protocol] if isinstance(files.protocol, str) else files.protocol):
+                files.makedirs(target, exist_ok=True)
+            if files.exists(f"{target}/{MANIFEST_NAME}"):
+                if files.cat_file(f"{target}/{MANIFEST_NAME}") == manifest.read():
+                    return  # from before a restart
+                manifest.seek(0)
+                files.rm_file(f"{target}/{MANIFEST_NAME}")  # it must not vouch for a mixture of two
+            for name, content in contents.items():
+                _upload(files, content, f"{target}/{name}")
+            _upload(files, manifest, f"{target}/{MANIFEST_NAME}")
+
+    def _fetch(self, files: Any, source: str, store: CheckpointStore) -> None:
+        work = store.root / f"{TEMPORARY}mirror-{os.getpid()}"
+        folder = work / Path(source).name
+        shutil.rmtree(work, ignore_errors=True)
+        try:
+            folder.mkdir(parents=True)
+            files.get_file(f"{source}/{MANIFEST_NAME}", str(folder / MANIFEST_NAME))
+            for name in read_manifest(folder).files:  # which refuses names that lead out of the folder
+                files.get_file(f"{source}/{name}", str(folder / name))
+            store.adopt(folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _open(self) -> tuple[Any, str]:
+        """The file system and the path in it; made once, since clients of object stores are slow to make."""
+        if self._opened is None:
+            import fsspec
+
+            # not fsspec's own cached instance: it may come from before a fork, whose threads are not here, and its listings may be old
+            files, root = fsspec.core.url_to_fs(self._url, skip_instance_cache=True, use_listings_cache=False)
+            self._opened = files, root.rstrip("/")
+        return self._opened
+
+
+def _names(files: Any, root: str) -> list[str]:
+    try:
+        return [name.rstrip("/").rpartition("/")[2] for name in files.ls(root, detail=False)]
+    except FileNotFoundError:
+        return []  # nothing was ever copied
+
+
+def _upload(files: Any, content: IO[bytes], target: str) -> None:
+    with files.open(target, "wb") as remote:
+        shutil.copyfileobj(content, remote, _BLOCK_BYTES)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

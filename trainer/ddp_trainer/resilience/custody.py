@@ -1,0 +1,106 @@
+"""The agent's care for its node's snapshots: they outlive the ranks, and on node 0 a process of their own makes them durable.
+
+Ranks write into the memory and ask for durability there; the agent starts the writer, starts it again when it dies, reads its report,
+and on the way out has the newest snapshot written, without the ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ddp_trainer.checkpoint.snapshot import SnapshotMemory
+from ddp_trainer.config import RunConfig
+from ddp_trainer.resilience.persister import MIRROR_SECONDS
+from ddp_trainer.resilience.zygote import Death, Zygote, ZygoteError
+from ddp_trainer.telemetry.facts import FactsPage
+
+WRITER_TARGET = "ddp_trainer.resilience.persister:main"
+LOOK_SECONDS = 0.05
+END_SECONDS = MIRROR_SECONDS + 2.0
+"""How long the writer may take to end before it is killed."""
+
+
+class Custody:
+    """One per agent. `config` is None on all nodes but the one that has the run directory."""
+
+    def __init__(
+        self,
+        memory: SnapshotMemory,
+        page: FactsPage,
+        writer_slot: int,
+        zygote: Zygote,
+        config: RunConfig | None,
+        environment: Mapping[str, str],
+        log: Path | None,
+    ) -> None:
+        self.memory = memory
+        self._page = page
+        self._slot = writer_slot
+        self._zygote = zygote
+        self._config = config
+        self._environment = environment
+        self._log = log
+        self._writer: int | None = None
+
+    def start_writer(self) -> None:
+        """On node 0: the process that makes snapshots durable. Asks the zygote, so it returns when torch is imported."""
+        if self._config is None or self._writer is not None:
+            return
+        arguments = {
+            "memory": self.memory.descriptor,
+            "config": self._config.model_dump(mode="json"),
+            "page": str(self._page.path),
+            "slot": self._slot,
+        }
+        self._writer = self._zygote.spawn(WRITER_TARGET, arguments, self._environment, self._log, "ddp-writer")
+
+    def close(self) -> None:
+        """Have the writer end, its last copy to a second home made, and wait for that: it must not outlive the page that it reports to."""
+        deadline = time.monotonic() + END_SECONDS
+        with contextlib.suppress(ZygoteError):  # it has died with the zygote
+            while self._writer is not None:
+                is_late = time.monotonic() >= deadline
+                self._zygote.kill(self._writer, signal.SIGKILL if is_late else signal.SIGTERM)
+                if any(death.pid == self._writer for death in self._zygote.deaths(LOOK_SECONDS)):
+                    self._writer = None
+
+    def is_writers(self, death: Death) -> bool:
+        """Whether it is the writer that has died; then there is a new one, which goes on with what was asked for."""
+        if death.pid != self._writer:
+            return False
+        self._writer = None
+        self.start_writer()
+        return True
+
+    def report(self) -> dict[str, Any]:
+        """What the writer said last: `checkpoint`, totals, and `failed` while the newest request cannot be served."""
+        return self._page.read(self._slot) or {}
+
+    def write_newest(self, bound_seconds: float, while_waiting: Callable[[], None]) -> bool:
+        """Have the newest snapshot on disk, if it is not there; False if that did not work within the bound.
+
+        The previous checkpoint stays intact, whatever happens.
+        """
+        newest = self.memory.newest()
+        if self._config is None or newest is None:
+            return True
+        saved = self.report().get("checkpoint") or {}
+        if int(saved.get("step", -1)) >= newest.step:
+            return True
+        if self.memory.wanted_number() < newest.number:
+            self.memory.want_durable(newest)
+        deadline = time.monotonic() + bound_seconds
+        while time.monotonic() < deadline:
+            report = self.report()
+            if int(report.get("number", 0)) >= newest.number:
+                return True
+            if (report.get("failed") or {}).get("number") == newest.number:
+                return False
+            while_waiting()
+            time.sleep(LOOK_SECONDS)
+        return False

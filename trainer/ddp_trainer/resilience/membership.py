@@ -1,0 +1,83 @@
+"""Who belongs to a generation: each node claims its place once, and the membership is complete when all have, or is closed without some.
+
+A run is elastic where `min_nodes` is below `nodes`. Then the members of a generation are one list in the store, written once: by the node
+that comes last, when all have come; else by node 0, when the others have been waited for long enough and enough are there. Whoever comes
+later reads the list, does not find itself, and stands outside until the next generation, disturbing nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+from ddp_trainer.resilience.agent_store import AgentStore
+
+
+class Membership:
+    """One node's part in it. Knows the store's keys; the waiting is the barrier's."""
+
+    def __init__(self, store: AgentStore, node: int, nodes: int, min_nodes: int | None, rejoin_wait_seconds: float) -> None:
+        self._store = store
+        self._node = node
+        self._nodes = nodes
+        self._min_nodes = min_nodes or nodes
+        self._rejoin_wait_seconds = rejoin_wait_seconds
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether a generation may be complete without some."""
+        return self._min_nodes < self._nodes
+
+    def closed(self, generation: int) -> list[int] | None:
+        """The members of an elastic generation whose list is written; else None."""
+        written = self._store.peek(f"members/{generation}") if self.is_elastic else None
+        return None if written is None else json.loads(written)
+
+    def enter(self, generation: int, token: str) -> bool:
+        """Claim this node's place; False where somebody has it: this node before a fault, or a predecessor that has died."""
+        if self._store.first(f"node/{generation}/{self._node}", token) != token:
+            return False
+        if self._store.count(f"joined/{generation}", 1) >= self._nodes and self.is_elastic:
+            self._close(generation, list(range(self._nodes)))
+        return True
+
+    def members(self, generation: int, since: float) -> list[int] | None:
+        """Sorted members once they are known, None before; `since` is when the generation began to form here (monotonic seconds)."""
+        if not self.is_elastic:
+            return list(range(self._nodes)) if self._joined(generation) >= self._nodes else None
+        known = self.closed(generation)
+        is_due = self._node == 0 and time.monotonic() - since >= self._rejoin_wait_seconds
+        if known is None and is_due and self._joined(generation) >= self._min_nodes:
+            absent = set(self.absent(generation, self._nodes))
+            return self._close(generation, [node for node in range(self._nodes) if node not in absent])
+        return known
+
+    def absent(self, generation: int, most: int) -> list[int]:
+        """Nodes that have not claimed their place, in order, the search ending soon after `most`."""
+        return self._store.missing([f"node/{generation}/{node}" for node in range(self._nodes)], most)
+
+    def stand_outside(self, generation: int) -> None:
+        """Register as one who wants to be let in."""
+        self._store.do(lambda store: store.set(f"outside/{generation}/{self._node}", "1"))
+        self._store.count(f"waiting/{generation}", 1)
+
+    def go_away(self, generation: int) -> None:
+        """Take that back."""
+        self._store.do(lambda store: store.delete_key(f"outside/{generation}/{self._node}"))
+        self._store.count(f"waiting/{generation}", -1)
+
+    def waiting(self, generation: int) -> int:
+        """How many have registered; one request."""
+        return self._store.count(f"waiting/{generation}")
+
+    def outsiders(self, generation: int, members: list[int]) -> list[int]:
+        """Which nodes have."""
+        others = sorted(set(range(self._nodes)) - set(members))
+        return [node for node in others if self._store.peek(f"outside/{generation}/{node}")]
+
+    def _joined(self, generation: int) -> int:
+        return self._store.count(f"joined/{generation}")
+
+    def _close(self, generation: int, members: list[int]) -> list[int]:
+        closed: list[int] = json.loads(self._store.first(f"members/{generation}", json.dumps(members)))
+        return closed
