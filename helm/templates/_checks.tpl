@@ -7,12 +7,14 @@ run.root: set checkpoint.mountPath
 distributed.nodes: set replicas
 distributed.procs_per_node: set procsPerReplica or gpusPerReplica
 distributed.world_size: it follows from replicas and procsPerReplica
+distributed.max_nodes: set replicas
 data.cache_dir: it is an emptyDir of data.cacheSize
 data.seed_cache_dir: it is where the image's builder puts decoded images
 telemetry.host: a pod serves on all its addresses
 telemetry.port: it is 9400, which the probe, the NetworkPolicy and scrapers know
 fault_tolerance.max_restarts: set policy.maxRestarts
 fault_tolerance.no_progress_restarts: set policy.noProgressRestarts
+fault_tolerance.preemption_grace_seconds: set job.terminationGracePeriodSeconds
 {{- end }}
 
 {{- define "ddp.checks" -}}

@@ -31,6 +31,10 @@
 {{- if lt (float64 $patience) (addf $wait 60) -}}
 {{- fail (printf "config.distributed.peer_timeout_seconds %v is too short beside fault_tolerance.lock_wait_seconds %v: in an upgrade the new workers would give up while their master still waits for the old one to end; make it at least %v, or leave it out" $patience $wait (addf $wait 60)) -}}
 {{- end -}}
+{{- $fewest := int (default 1 $config.distributed.min_nodes) -}}
+{{- if gt $fewest (int .Values.replicas) -}}
+{{- fail (printf "config.distributed.min_nodes %d is more than replicas %d; lower it, or raise replicas" $fewest (int .Values.replicas)) -}}
+{{- end -}}
 {{- if and (hasKey (default dict $config.checkpoint) "every_seconds") (not $config.checkpoint.every_seconds) (not $config.checkpoint.every_steps) -}}
 {{- fail "config.checkpoint.every_steps and every_seconds are both null, so nothing would be saved; set one" -}}
 {{- end -}}

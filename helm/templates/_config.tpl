@@ -23,6 +23,12 @@
 {{- max 1 (div $whole (include "ddp.procs" . | int)) -}}
 {{- end }}
 
+{{/* Seconds from SIGTERM until a node leaves. The rest is for ranks that are slow to die and for the farewell; SIGKILL would cut the last checkpoint off. */}}
+{{- define "ddp.grace" -}}
+{{- $whole := int .Values.job.terminationGracePeriodSeconds -}}
+{{- max (sub $whole 30) (div $whole 2) -}}
+{{- end }}
+
 {{- define "ddp.preset" -}}
 {{- if .Values.preset -}}
 {{- $text := .Files.Get (printf "presets/%s.json" .Values.preset) -}}
@@ -60,7 +66,7 @@
   "precision" (dict "compile_cache_dir" "/cache/compile")
   "fault_tolerance" (dict "lock_wait_seconds" (add 180 (int .Values.job.terminationGracePeriodSeconds))) -}}
 {{- if or .Values.data.claim .Values.data.download (not .Values.preset) }}{{ $_ := set $preferred.data "source" $source }}{{ end -}}
-{{- $_ := set $config "distributed" (omit (default dict $config.distributed) "nodes" "procs_per_node" "world_size") -}}
+{{- $_ := set $config "distributed" (omit (default dict $config.distributed) "nodes" "procs_per_node" "world_size" "min_nodes" "max_nodes") -}}
 {{- include "ddp.lay" (dict "base" $config "over" $preferred) -}}
 {{- include "ddp.lay" (dict "base" $config "over" (deepCopy .Values.config)) -}}
 {{- include "ddp.lay" (dict "base" $config "over" (include "ddp.following" (dict "root" . "config" $config) | fromJson)) -}}
@@ -68,7 +74,7 @@
   "run" (dict "name" .Release.Name "root" .Values.checkpoint.mountPath)
   "distributed" (dict "nodes" (int .Values.replicas) "procs_per_node" (include "ddp.procs" . | int))
   "data" (dict "cache_dir" "/cache" "seed_cache_dir" "/opt/ddp/cache")
-  "fault_tolerance" (dict "max_restarts" (int .Values.policy.maxRestarts) "no_progress_restarts" (int .Values.policy.noProgressRestarts))
+  "fault_tolerance" (dict "max_restarts" (int .Values.policy.maxRestarts) "no_progress_restarts" (int .Values.policy.noProgressRestarts) "preemption_grace_seconds" (include "ddp.grace" . | int))
   "telemetry" (dict "host" "0.0.0.0" "port" 9400) -}}
 {{- include "ddp.lay" (dict "base" $config "over" $known) -}}
 {{- toPrettyJson $config -}}

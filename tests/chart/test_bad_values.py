@@ -31,6 +31,12 @@ REFUSED_WITH_A_SENTENCE = {
     "a data path without a claim": ({"data": {"path": "images"}}, "name the claim"),
     "a preset that does not exist": ({"preset": "demos"}, 'preset "demos" does not exist; known are smoke, demo and cluster-16'),
     "a node count in config": ({"config": {"distributed": {"nodes": 2}}}, "config.distributed.nodes is the chart's business: set replicas"),
+    "an upper bound of nodes in config": ({"config": {"distributed": {"max_nodes": 4}}}, "max_nodes is the chart's business: set replicas"),
+    "a grace of its own in config": (
+        {"config": {"fault_tolerance": {"preemption_grace_seconds": 60}}},
+        "set job.terminationGracePeriodSeconds",
+    ),
+    "more nodes than pods": ({"config": {"distributed": {"min_nodes": 5}}}, "min_nodes 5 is more than replicas 4"),
     "a run name in config": ({"config": {"run": {"name": "x"}}}, "the release's name is the run's name"),
     "a place for the cache in config": ({"config": {"data": {"seed_cache_dir": "/x"}}}, "where the image's builder puts decoded images"),
     "a download that config overrules": (
@@ -65,6 +71,7 @@ REFUSED_BY_THE_SCHEMA = {
     "a tag in the repository": ({"image": {"repository": "trainer:1"}}, "repository"),
     "half a digest": ({"image": {"digest": "sha256:abc"}}, "digest"),
     "a negative learning rate": ({"config": {"optim": {"lr": -1}}}, "lr"),
+    "a word that is no interval": ({"config": {"checkpoint": {"every_seconds": "often"}}}, "every_seconds"),
     "one checkpoint only": ({"config": {"checkpoint": {"keep": 1}}}, "keep"),
     "a grace period too short for a checkpoint": ({"job": {"terminationGracePeriodSeconds": 1}}, "terminationGracePeriodSeconds"),
     "a path out of the claim": ({"data": {"claim": "images", "path": "../x"}}, "path"),

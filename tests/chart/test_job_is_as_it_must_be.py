@@ -96,6 +96,44 @@ def test_workers_wait_for_their_master_longer_than_it_waits_for_its_predecessor(
     assert checked.distributed.peer_timeout_seconds == peer_timeout >= lock_wait + 60
 
 
+@pytest.mark.parametrize(("period", "grace"), [(15, 7), (30, 15), (60, 30), (120, 90), (900, 870)])
+def test_a_node_has_left_before_the_kubelet_kills_it(period, grace, tmp_path):
+    render = template(tmp_path, CPU | {"job": {"terminationGracePeriodSeconds": period}})
+    assert configuration.validate(config(render), "x").fault_tolerance.preemption_grace_seconds == grace < period
+    assert {pod["spec"]["terminationGracePeriodSeconds"] for pod in pods(render.one("PyTorchJob")).values()} == {period}
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        {"every_seconds": "auto", "mtbf_seconds": 7200, "max_lost_seconds": 60},
+        {"every_seconds": "auto", "every_steps": None},
+        {"every_seconds": None, "every_steps": 100},
+        {"memory_every_steps": "auto"},
+        {"memory_every_steps": 0, "keep_every": 1000, "keep_best": "accuracy"},
+        {"write_megabytes_per_second": 50.5, "mirror_url": "s3://bucket/run", "mirror_every": 3},
+    ],
+)
+def test_the_trainer_is_given_the_users_checkpoint_policy(checkpoint, tmp_path):
+    raw = config(template(tmp_path, CPU | {"config": {"checkpoint": checkpoint}}))
+    assert checkpoint.items() <= raw["checkpoint"].items()
+    configuration.validate(raw, "the chart's ConfigMap")
+
+
+@pytest.mark.parametrize("distributed", [{"min_nodes": 2}, {"min_nodes": 4, "rejoin_wait_seconds": 5}, {"min_nodes": None}])
+def test_a_job_may_be_elastic(distributed, tmp_path):
+    raw = config(template(tmp_path, CPU | {"config": {"distributed": distributed}}))
+    assert configuration.validate(raw, "the chart's ConfigMap").distributed.min_nodes == distributed["min_nodes"]
+
+
+def test_the_default_memory_holds_a_process_and_the_masters_snapshots(tmp_path):
+    process_bytes = 850 * 2**20  # ResNet-50 at batch 64 as `make bench` prints it
+    state_bytes = 3 * 94 * 10**6  # of the largest model in a preset: parameters and AdamW's two moments
+    for pod in pods(template(tmp_path, CPU).one("PyTorchJob")).values():
+        request = container(pod)["resources"]["requests"]["memory"]
+        assert int(request.removesuffix("Gi")) * 2**30 > process_bytes + 3 * state_bytes
+
+
 @pytest.mark.parametrize("values", [{}, {"preset": "cluster-16"}, {"config": {"data": {"image_size": 64}}}])
 def test_the_cache_can_be_written_and_what_the_image_brings_is_its_seed(values, tmp_path):
     render = template(tmp_path, CPU | values)

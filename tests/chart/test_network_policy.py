@@ -24,11 +24,13 @@ def reaches_the_web(policy):
         ({"data": {"download": True}}, True),
         ({"config": {"data": {"source": "download"}}}, True),
         ({"networkPolicy": {"allowWebEgress": True}}, True),
+        ({"config": {"checkpoint": {"mirror_url": "s3://bucket/run"}}}, True),
+        ({"config": {"checkpoint": {"mirror_url": None}}}, False),
         ({"preset": "cluster-16", "config": {"data": {"source": "sample"}}}, False),
         ({"preset": "cluster-16", "data": {"claim": "images"}}, False),
     ],
 )
-def test_the_web_is_open_where_the_data_that_results_is_there(values, opens, tmp_path):
+def test_the_web_is_open_where_the_data_or_a_second_home_is_there(values, opens, tmp_path):
     assert reaches_the_web(policy(tmp_path, values)) is opens
 
 

@@ -69,7 +69,13 @@ def test_nothing_is_ever_unpickled_but_cifars_own_files():
     assert [module.name for module in MODULES if loads.search(module.read_text())] == ["cifar_pickles.py"]
 
 
+def name_in_its_program(path):
+    """What a file is imported as: tests are no packages, but a folder with a run.py is a program, with names of its own."""
+    program = next((folder for folder in path.parents if (folder / "run.py").exists() and not any(folder.rglob("test_*.py"))), None)
+    return (program, path.relative_to(program)) if program else path.name
+
+
 def test_test_files_have_names_of_their_own():
-    # tests are no packages: two files of one name would be one module
-    names = Counter(path.name for path in TESTS if path.name != "conftest.py")
+    # two files of one name would be one module
+    names = Counter(name_in_its_program(path) for path in TESTS if path.name != "conftest.py")
     assert [name for name, count in names.items() if count > 1] == []

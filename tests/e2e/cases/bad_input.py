@@ -21,8 +21,8 @@ WRONG = {
     "more CPU than there is": (("resources.requests.cpu=500",), ("Insufficient cpu",)),
 }
 """What only a cluster can refuse: values, and the words of the event."""
-TINY, TINY_MEGABYTES = "e2e-tiny", 240
-"""A volume that holds two checkpoints of a ResNet-18 (90 MB each) and not a third."""
+TINY, TINY_MEGABYTES = "e2e-tiny", 150
+"""A volume that holds one checkpoint of a ResNet-18 (90 MB) and not a second: of two, the older one would make room for a third."""
 TINY_PATH = f"/mnt/{TINY}"
 
 

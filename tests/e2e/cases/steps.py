@@ -30,17 +30,18 @@ def install(release: Release, *pairs: str, what: str = "install -> first step") 
 
 
 def delete_pod(release: Release, place: str, bound: float) -> Row:
-    """`kubectl delete pod`: it ends with 143, is made anew, and all go on."""
+    """`kubectl delete pod`: all ranks leave after the same step, it ends with 143, is made anew, and nothing is lost."""
     pod = f"{release.job}-{place}"
     fault = release.begin(f"delete {place}", place)
     release.kubectl("delete", "pod", pod, "--wait=false")
     seen = release.recovery(fault.started)
     code = release.wait_exit(place, fault.started, 30).code
-    return recovered(release, seen, f"next step < {bound:.0f} s, {place}: {PREEMPTED}", bound, good=code == PREEMPTED)
+    expected = f"next step < {bound:.0f} s, no step lost, {place}: {PREEMPTED}"
+    return recovered(release, seen, expected, bound, good=code == PREEMPTED and not seen.lost)
 
 
 def kill_rank(release: Release, place: str) -> Row:
-    """SIGKILL to a rank: no pod ends, all ranks go on from the last checkpoint."""
+    """SIGKILL to a rank: no pod ends, all ranks go on from the newest state in memory."""
     killed = float(release.python(f"{release.job}-{place}", KILL_RANK))
     fault = release.begin(f"SIGKILL a rank of {place}", started=killed)
     seen = release.recovery(fault.started)
