@@ -80,6 +80,8 @@ def ours(workload: Workload, run_dir: Path, extra: Sequence[str] = ()) -> Contes
         "precision.threads_per_rank": workload.threads,
         "precision.compile": '"on"' if workload.compile else '"off"',
         "checkpoint.every_seconds": "null",
+        "fault_tolerance.hang_floor_seconds": 1_000_000,  # its ranks are stopped between turns
+        "fault_tolerance.start_limit_seconds": 1_000_000,
         "checkpoint.every_steps": NEVER_STEPS,
         "distributed.device": workload.device,
         "distributed.collective_timeout_seconds": NEVER_SECONDS,

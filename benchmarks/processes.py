@@ -7,7 +7,7 @@ psutil's handle, which compares start times, so a number that the kernel has giv
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -19,9 +19,10 @@ from typing import TypeVar
 
 import psutil
 
+from ddp_trainer.parentage import die_with
+
 Found = TypeVar("Found")
 
-PR_SET_PDEATHSIG = 1
 STOP_SECONDS = 15.0
 LOOK_SECONDS = 0.02
 LOG_TAIL_LINES = 15
@@ -49,17 +50,13 @@ def started(
             stdout=output,
             stderr=output,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
-            preexec_fn=_die_with_parent,  # noqa: PLW1509  # a benchmark has no second thread
+            # killed when the benchmark is, even where it had no time for a `finally`
+            preexec_fn=functools.partial(die_with, os.getpid()),  # noqa: PLW1509  # a benchmark has no second thread
         )
     try:
         yield process
     finally:
         stop(process)
-
-
-def _die_with_parent() -> None:
-    """In the child: be killed when the benchmark is, even where it had no time for a `finally`."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""One start or restart of a run as a line of marks, cut into the parts that startup.py prints.
+"""One start or restart of a run as a line of marks, cut into the parts that startup.py and recovery.py print.
 
 The marks are node 0's events (fault, form) and what rank 0 notes about itself (peers/stamped.py), all by the machine's one clock. The parts
 are consecutive, so they add up to the whole, and nothing is hidden between them.
@@ -15,9 +15,9 @@ PARTS = (
     ("nodes met", "fault", "form"),
     ("ranks forked", "form", "rank runs"),
     ("data opened", "rank runs", "data ready"),
-    ("checkpoint read, ranks met", "data ready", "model begun"),
+    ("ranks met, newest state found", "data ready", "model begun"),
     ("model built", "model begun", "model built"),
-    ("DDP wrapped, state shared", "model built", "batch 0"),
+    ("state put in place, DDP wrapped", "model built", "batch 0"),
     ("throw-away backward", "batch 0", "batch 1"),
     ("the step", "batch 1", "stepped"),
 )

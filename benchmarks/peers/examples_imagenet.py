@@ -2,7 +2,7 @@
 
 Written for this benchmark after that script's structure, not copied. It moves each batch to the device, steps, reads loss and top-1/top-5
 back (which it does every batch, too) and prints a line every ten. With `--resume FOLDER` it saves each epoch and at `SAVE_STEPS`, and
-goes on from the last save: what a torchrun user does, for startup.py.
+goes on from the last save: what a torchrun user does, for startup.py and recovery.py.
 """
 
 from __future__ import annotations

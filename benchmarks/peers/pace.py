@@ -26,6 +26,8 @@ from torch import nn
 
 CONNECT_SECONDS = 10.0
 """The benchmark listens before it starts anybody, so a longer wait would only hide that it is gone."""
+SAVERS = ("none", "floor", "torch", "dcp-thread", "dcp-process", "fabric")
+"""What `savers.py` can save with; "floor" writes and hashes the same number of bytes in a process beside it."""
 
 
 @dataclass(frozen=True)
@@ -183,8 +185,13 @@ def parse(name: str) -> argparse.Namespace:
     parser.add_argument("--world", type=int, default=1, help="ranks; torchrun may start them instead")
     parser.add_argument("--warmup", type=int, default=5, help="steps before the clock starts")
     parser.add_argument("--steps", type=int, default=20, help="steps on the clock")
-    parser.add_argument("--resume", type=Path, default=None, help="folder for checkpoints to go on from (examples_imagenet only)")
-    parser.add_argument("--stamps", type=Path, default=None, help="file to note first steps in, for startup.py (examples_imagenet only)")
+    parser.add_argument(
+        "--resume", type=Path, default=None, help="folder for checkpoints to go on from (examples_imagenet, lightning_loop)"
+    )
+    parser.add_argument("--stamps", type=Path, default=None, help="file to note first steps in, for startup.py and recovery.py")
+    parser.add_argument("--save-with", choices=SAVERS, default="none", help="how checkpoints are written (savers only)")
+    parser.add_argument("--save-every", type=int, default=10**9, help="steps between checkpoints (savers only)")
+    parser.add_argument("--saves", type=Path, default=None, help="folder for them (savers only)")
     parser.add_argument("--control", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
 

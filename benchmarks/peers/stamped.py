@@ -1,4 +1,4 @@
-"""Our trainer, unchanged, as startup.py measures it: a task that notes when each part of a rank's start begins and ends.
+"""Our trainer, unchanged, as startup.py and recovery.py watch it: a task that notes when each part of a rank's start begins and ends.
 
 `ddp local --set task.name=stamped:Stamped --set task.options.stamps=FILE`. One JSON line per mark, `{"what", "rank", "pid", "time"}`,
 appended with one write, so several ranks may share the file. The first five batches are noted, which is all that a start has.

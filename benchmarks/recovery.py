@@ -1,0 +1,269 @@
+"""From a fault to the first new step, and what the fault cost: 4 nodes of ResNet-50 on this machine, ours beside torchrun and Lightning.
+
+    python benchmarks/recovery.py [--turns 3]    about 25 minutes on 2 cores: a peer that does not come back is given 120 s each time
+    python benchmarks/recovery.py --quick        about 4 minutes: one turn of ours, one kill of a rank for torchrun, at most 60 s
+
+A turn of ours is one run that meets every fault in turn, with everything about checkpoints and faults at its default; its nodes are four
+`ddp launch`, as in containers. A peer is four torchrun (c10d rendezvous) with a save every 5 steps, started anew for every fault. All train
+at the same batch. "machinery" is all but building the model and the step itself. A lost node's clock starts when its replacement does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gangs
+from gangs import NODES, Gang, running, whole_lines
+from processes import BenchmarkError, end_in_order_when_told
+from table import machine, middle, print_table, spread
+from timeline import NOT_MACHINERY, PARTS, Incident
+
+START_SECONDS = 300.0
+BACK_SECONDS = 180.0
+"""Ours is given this long to come back."""
+LEAVE_SECONDS = 60.0
+FIRST_FAULT_AFTER_STEP = 12
+STEPS_BETWEEN = 8
+"""So many new steps before the next fault: the schedules have settled by then."""
+VICTIM = 2
+"""Not the rank that leads, and a node without the run directory."""
+
+KILLED, NODE_LOST, NODE_0_LOST, HUNG = (
+    "SIGKILL of a rank",
+    "a node lost and replaced",
+    "node 0 lost and replaced",
+    "a rank stands still (SIGSTOP)",
+)
+ALL_LOST, PREEMPTED = "all nodes killed at once, started again", "all nodes preempted (SIGTERM), started again"
+BARS_SECONDS = {KILLED: 5.0, NODE_LOST: 8.0, NODE_0_LOST: 8.0, HUNG: 30.0}
+MACHINERY_BAR_SECONDS = 1.5
+BARS_LOST_SECONDS = {ALL_LOST: 15.0}
+BARS_LOST_STEPS = {PREEMPTED: 0}
+PEER_FAULTS = {"examples_imagenet": (KILLED, NODE_LOST, HUNG), "lightning_loop": (KILLED,)}
+PEER_NAMES = {"examples_imagenet": "torchrun c10d + examples_imagenet", "lightning_loop": "torchrun c10d + Lightning Trainer"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one fault."""
+
+    seconds: float | None
+    """To the end of the first new step; None: not within the bound."""
+    lost_steps: int | None = None
+    """Done before the fault, and done again."""
+    lost_seconds: float | None = None
+    """Of work that had to be done again, the step that the fault met included."""
+    incident: Incident | None = None
+
+
+def main() -> int:
+    """Parse, hurt, print."""
+    end_in_order_when_told()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=3, help="of ours")
+    parser.add_argument("--peer-turns", type=int, default=1)
+    parser.add_argument("--cap", type=float, default=120.0, help="seconds that a peer is given to come back")
+    parser.add_argument("--quick", action="store_true", help="one turn of ours, one fault of torchrun, a cap of 60 s")
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--batch", type=int, default=16, help="samples per rank and step")
+    parser.add_argument("--only", choices=("ours", "peers"), default=None)
+    flags = parser.parse_args()
+    turns, cap = (1, 60.0) if flags.quick else (flags.turns, flags.cap)
+    peer_faults = {"examples_imagenet": (KILLED,)} if flags.quick else PEER_FAULTS
+    print(machine())
+    print(f"{NODES} nodes x 1 rank, {flags.model}, imagenet stem, gloo, batch {flags.batch} per rank; n = {turns}\n")
+    ours: dict[str, list[Outcome]] = {}
+    theirs: dict[tuple[str, str], list[Outcome]] = {}
+    try:
+        for turn in range(max(turns, flags.peer_turns)):
+            if turn < turns and flags.only != "peers":
+                for fault, outcome in turn_of_ours(flags.model, flags.batch).items():
+                    ours.setdefault(fault, []).append(outcome)
+            if turn < flags.peer_turns and flags.only != "ours":
+                for script, faults in peer_faults.items():
+                    for fault in faults:
+                        theirs.setdefault((script, fault), []).append(turn_of_peer(script, fault, flags.model, flags.batch, cap))
+                        print(f"... {script}, {fault}: {theirs[script, fault][-1].seconds}", file=sys.stderr, flush=True)
+            print(f"... turn {turn + 1} done", file=sys.stderr, flush=True)
+    except BenchmarkError as error:
+        print(f"recovery: {error}", file=sys.stderr)
+        return 1
+    print_all(ours, theirs, cap)
+    return 0
+
+
+def turn_of_ours(model: str, batch: int) -> dict[str, Outcome]:
+    """One run that meets every fault.
+
+    Raises:
+        BenchmarkError: it did not come back from one.
+    """
+
+    def replace(node: int) -> Callable[[Gang], tuple[float, float]]:
+        return lambda gang: (gang.kill(node), gang.start(node))
+
+    def strike(rank: int, signum: signal.Signals) -> Callable[[Gang], tuple[float, float]]:
+        return lambda gang: (gang.signal_rank(rank, signum),) * 2
+
+    faults: dict[str, Callable[[Gang], tuple[float, float]]] = {
+        KILLED: strike(VICTIM, signal.SIGKILL),
+        NODE_LOST: replace(VICTIM),
+        NODE_0_LOST: replace(0),
+        HUNG: strike(1, signal.SIGSTOP),
+        ALL_LOST: lambda gang: (gang.kill(*range(NODES)), gang.start_all()),
+        PREEMPTED: lambda gang: (gang.terminate_all(LEAVE_SECONDS), gang.start_all()),
+    }
+    outcomes = {}
+    with tempfile.TemporaryDirectory(prefix="ddp-bench-") as folder, running(Path(folder), *gangs.ours(model, batch)) as gang:
+        gang.start_all()
+        until, what = FIRST_FAULT_AFTER_STEP, f"step {FIRST_FAULT_AFTER_STEP}"
+        for fault, strike_now in faults.items():
+            gang.wait(lambda until=until: _trained(gang, until), START_SECONDS, what)  # type: ignore[misc]  # a default cannot be typed
+            attempt = _steps(gang)[-1]["attempt"]
+            struck, clock = strike_now(gang)
+            back = gang.wait(lambda attempt=attempt: _back(gang, attempt), BACK_SECONDS, f"a step after: {fault}")  # type: ignore[misc]
+            outcomes[fault] = _outcome(gang, struck, clock, back)
+            print(f"... ours, {fault}: {outcomes[fault].seconds:.1f} s, {outcomes[fault].lost_steps} lost", file=sys.stderr, flush=True)
+            until, what = back["step"] + STEPS_BETWEEN, f"{STEPS_BETWEEN} steps after: {fault}"
+    return outcomes
+
+
+def turn_of_peer(script: str, fault: str, model: str, batch: int, cap_seconds: float) -> Outcome:
+    """A peer's run, from its start to its return from one fault, or to the cap.
+
+    Raises:
+        BenchmarkError: it did not even start.
+    """
+    with tempfile.TemporaryDirectory(prefix="ddp-bench-") as folder, running(Path(folder), *gangs.torchrun(script, model, batch)) as gang:
+        gang.start_all()
+
+        def stepped(step: int, strangers: frozenset[int] = frozenset()) -> dict[str, Any] | None:
+            marks = (mark for mark in gang.marks() if mark["what"] == "step" and mark["pid"] not in strangers and mark["step"] >= step)
+            return next(marks, None)
+
+        gang.wait(lambda: stepped(FIRST_FAULT_AFTER_STEP), START_SECONDS, f"{script}'s step {FIRST_FAULT_AFTER_STEP}")
+        old, done = frozenset(mark["pid"] for mark in gang.marks()), max(mark.get("step", 0) for mark in gang.marks())
+        if fault == NODE_LOST:
+            gang.kill(VICTIM)
+            clock = gang.start(VICTIM)
+        else:
+            clock = gang.signal_rank(VICTIM, signal.SIGSTOP if fault == HUNG else signal.SIGKILL)
+        back = gang.within(lambda: stepped(0, old), cap_seconds)
+        return Outcome(back["time"] - clock, max(0, done - back["step"] + 1)) if back else Outcome(None)
+
+
+def _outcome(gang: Gang, struck: float, clock: float, back: dict[str, Any]) -> Outcome:
+    events = whole_lines(gang.run_dir / "events.jsonl")
+    resumes = [event["step"] for event in events if event["kind"] == "resume" and event["attempt"] == back["attempt"]]
+    resumed = resumes[-1] if resumes else 0
+    before = [step for step in _lines(gang) if step["attempt"] < back["attempt"]]
+    last = max(before, key=lambda step: step["time"])
+    lost = last["step"] - resumed
+    work = _work_seconds([step for step in before if step["step"] > resumed]) + struck - last["time"] if lost else 0.0
+    parts = _incident(gang, struck, events, back)
+    return Outcome(back["time"] - clock, lost, max(0.0, work), parts)
+
+
+def _work_seconds(steps: Sequence[dict[str, Any]]) -> float:
+    """How long these steps took when they were done last; a generation's first step as long as its others, without the start before it."""
+    newest = {step["step"]: step for step in steps}
+    took = [
+        step["time"] - before["time"]
+        for step in newest.values()
+        if (before := newest.get(step["step"] - 1)) and before["attempt"] == step["attempt"]
+    ]
+    return sum(took) / len(took) * len(newest) if took else 0.0
+
+
+def _incident(gang: Gang, struck: float, events: Sequence[dict[str, Any]], back: dict[str, Any]) -> Incident | None:
+    """The marks of rank 0 and of node 0's events; None where node 0 did not see the fault itself."""
+    marks = {"began": 0.0, "stepped": back["time"] - struck}
+    for event in events:
+        if event["kind"] in {"fault", "form"} and struck <= event["time"] <= back["time"]:
+            marks[event["kind"]] = event["time"] - struck
+    for mark in gang.marks():
+        if mark["rank"] == 0 and struck + marks.get("form", 0.0) <= mark["time"] <= back["time"]:
+            marks.setdefault(mark["what"], mark["time"] - struck)
+    needed = {name for _, first, last in PARTS for name in (first, last)}
+    return Incident(marks) if needed <= marks.keys() else None
+
+
+def _lines(gang: Gang) -> list[dict[str, Any]]:
+    """Every step that rank 0 has noted, undone ones included."""
+    return [line for line in whole_lines(gang.run_dir / "metrics.jsonl") if line["kind"] == "train"]
+
+
+def _steps(gang: Gang) -> list[dict[str, Any]]:
+    """Those of the newest attempt."""
+    lines = _lines(gang)
+    return [line for line in lines if line["attempt"] == lines[-1]["attempt"]]
+
+
+def _trained(gang: Gang, step: int) -> dict[str, Any] | None:
+    return next((line for line in _steps(gang) if line["step"] >= step), None)
+
+
+def _back(gang: Gang, attempt: int) -> dict[str, Any] | None:
+    return next((line for line in _lines(gang) if line["attempt"] > attempt), None)
+
+
+def print_all(ours: dict[str, list[Outcome]], theirs: dict[tuple[str, str], list[Outcome]], cap: float) -> None:
+    """Times, break-down, losses."""
+    rows = []
+    for fault in (KILLED, NODE_LOST, NODE_0_LOST, HUNG):
+        seconds = [outcome.seconds for outcome in ours.get(fault, []) if outcome.seconds is not None]
+        bar = BARS_SECONDS[fault]
+        holds = ("yes" if max(seconds) < bar else "NO") if seconds else "-"
+        peers = [_capped(theirs.get((script, fault), []), cap) for script in PEER_NAMES]
+        rows.append([fault, f"{middle(seconds, 1)} s", spread(seconds, 1), f"< {bar:.0f} s", holds, *peers])
+    print_table(("fault -> first new step", "ours", "min - max", "bar", "holds, every time", *PEER_NAMES.values()), rows)
+    incidents = [outcome.incident for outcome in ours.get(KILLED, []) if outcome.incident]
+    if incidents:
+        print("\nWhere ours spends it after the SIGKILL of a rank (medians):\n")
+        rows = [
+            [name + (" (not machinery)" if name in NOT_MACHINERY else ""), f"{middle([i.parts()[name] for i in incidents], 2)} s"]
+            for name in incidents[0].parts()
+        ]
+        rows.append(["total", f"{middle([i.total_seconds for i in incidents], 2)} s"])
+        machinery = [i.machinery_seconds for i in incidents]
+        holds = "holds" if max(machinery) < MACHINERY_BAR_SECONDS else "does NOT hold"
+        rows.append([f"of it machinery (bar: < {MACHINERY_BAR_SECONDS} s, {holds})", f"{middle(machinery, 2)} s"])
+        print_table(("part", "seconds"), rows)
+    if ours:
+        print("\nWhat each fault cost (the peers save every 5 steps):\n")
+        rows = []
+        for fault, outcomes in ours.items():
+            steps = [outcome.lost_steps for outcome in outcomes if outcome.lost_steps is not None]
+            work = [outcome.lost_seconds for outcome in outcomes if outcome.lost_seconds is not None]
+            rows.append([fault, middle(steps), spread(steps), f"{middle(work, 1)} s", spread(work, 1), *_loss_bar(fault, steps, work)])
+        print_table(("fault", "steps done again", "min - max", "work done again", "min - max", "bar", "holds, every time"), rows)
+
+
+def _loss_bar(fault: str, steps: Sequence[int], work: Sequence[float]) -> tuple[str, str]:
+    if fault in BARS_LOST_STEPS:
+        return f"{BARS_LOST_STEPS[fault]} steps", "yes" if max(steps) <= BARS_LOST_STEPS[fault] else "NO"
+    if fault in BARS_LOST_SECONDS:
+        return f"<= {BARS_LOST_SECONDS[fault]:.0f} s", "yes" if max(work) <= BARS_LOST_SECONDS[fault] else "NO"
+    return "a few steps", "-"
+
+
+def _capped(outcomes: Sequence[Outcome], cap: float) -> str:
+    """Of a peer: when it was back, or that it was not."""
+    came = [outcome.seconds for outcome in outcomes if outcome.seconds is not None]
+    if not outcomes:
+        return "-"
+    if not came:
+        return f"not within {cap:.0f} s ({len(outcomes)} of {len(outcomes)})"
+    lost = max(outcome.lost_steps or 0 for outcome in outcomes)
+    return f"{middle(came, 1)} s ({len(came)} of {len(outcomes)}; {lost} steps lost)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
