@@ -13,6 +13,7 @@ if os.getpid() == 1:
     # while the imports below run (seconds on a busy node) would wait out its grace period. The agent takes the signal over later.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
 
+import contextlib
 import json
 import shutil
 import sys
@@ -89,7 +90,12 @@ def launch(config: ConfigFile = None, run_dir: RunDir = None, settings: Settings
     except DdpError as error:
         last_words_of_error(error)
         raise
-    raise typer.Exit(run(resolved.model_dump(mode="json"), asdict(node), dict(os.environ)))
+    code = run(resolved.model_dump(mode="json"), asdict(node), dict(os.environ))
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # a thread that still waits inside torch for a lost host would abort the interpreter's orderly end, and the code with it
+    os._exit(code)
 
 
 @app.command()

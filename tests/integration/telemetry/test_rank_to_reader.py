@@ -30,11 +30,12 @@ recorder = Recorder(config=config, rank=0, local_rank=0, world_size=1, page=Fact
 for step in range(1, 31):
     recorder.step(step, 64)
 recorder.train_metrics(30, 1.5, 0.4, 0.1)
-recorder.checkpointed(30, 188, 0.1, 0.4, True)
+recorder.phase("training", "all said")
 print("done", flush=True)
 sys.stdin.read()
 """
-LEDGER = Ledger(run="demo", attempt=1, world_size=1, restarts={"crash": 1})
+SAVED = {"step": 30, "saved_at": 1000.0, "bytes": 188, "stall_seconds": 0.1, "persist_seconds": 0.4, "verified": True}
+LEDGER = Ledger(run="demo", attempt=1, world_size=1, restarts={"crash": 1}, checkpoint=SAVED)
 
 
 @pytest.fixture

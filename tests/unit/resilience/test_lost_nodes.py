@@ -243,5 +243,5 @@ node.next_rendezvous()
 
 
 def test_whoever_is_stopped_while_it_connects_leaves_with_its_own_exit_code():
-    # torch is still trying to connect in the thread that was left, and returns while the interpreter ends
+    # a thread that is left inside torch, and returns while the interpreter ends, would abort the process
     assert subprocess.run([sys.executable, "-c", PROGRAM, str(free_port())], capture_output=True, check=False).returncode == 143

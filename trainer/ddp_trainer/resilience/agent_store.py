@@ -38,7 +38,7 @@ DESCRIPTORS = 65536
 """Open files that the host asks for: each agent and each rank of the run is one connection."""
 
 LAST_SECONDS = CONNECT_SECONDS + 1.0
-"""How long the process waits at its end for connections that were left: an attempt to connect ends within this."""
+"""How long the process waits at its end for connections that were left, so that most have ended."""
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ _left_behind: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 @atexit.register
 def _await_left_behind() -> None:
-    """A thread that returns from torch while the interpreter ends aborts the process (134), and the exit code would be lost."""
+    """A thread that returns from torch while the interpreter ends aborts the process (SIGABRT), and the exit code would be lost."""
     deadline = time.monotonic() + LAST_SECONDS
     for thread in list(_left_behind):
         thread.join(max(0.0, deadline - time.monotonic()))
@@ -81,7 +81,7 @@ class AgentStore:
             line = _Line(self._open)
             try:
                 line.opened(min(deadline, time.monotonic() + OPERATION_SECONDS), while_waiting)
-            except (DistError, RuntimeError, Empty) as error:
+            except (DistError, RuntimeError, OSError, Empty) as error:
                 line.hang_up()
                 if time.monotonic() >= deadline:
                     reason = "no answer" if isinstance(error, Empty) else str(error).splitlines()[0]
@@ -168,6 +168,8 @@ class AgentStore:
         return found
 
     def _open(self) -> Store:
+        # asked first in Python: torch tries for seconds where nobody listens, and a thread inside torch is not to be left lightly
+        socket.create_connection((self._host, self._port), timeout=CONNECT_SECONDS).close()
         store = TCPStore(self._host, self._port, is_master=False, timeout=timedelta(seconds=CONNECT_SECONDS))
         store.set_timeout(timedelta(seconds=OPERATION_SECONDS))
         return store

@@ -270,4 +270,5 @@ def _leave_words(me: Node | None, words: Mapping[str, Any]) -> None:
     try:
         path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        print(f"cannot write {path}: {error.strerror}", file=sys.stderr)  # noqa: T201  # the last thing that can be tried
+        with contextlib.suppress(OSError):  # the log may lie on the same full volume, and the exit code must not be lost to it
+            print(f"cannot write {path}: {error.strerror}", file=sys.stderr)  # noqa: T201  # the last thing that can be tried

@@ -131,7 +131,11 @@ def _run(config: RunConfig, place: Place, start: Start, page: FactsPage) -> None
     )
     if leads and origin.source == "memory" and run.step > on_disk:
         _ask_for_disk(memory, keeper)
-    metrics = engine.train(run, _hooks(run, recorder, keeper, memory, start.attempt, history))
+    try:
+        metrics = engine.train(run, _hooks(run, recorder, keeper, memory, start.attempt, history))
+    except BaseException:
+        recorder.close()  # says how far this rank came: what the page has may be a step old
+        raise
     _keep_predictions(run, test_set)
     if leads:
         recorder.phase("saving")
