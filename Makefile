@@ -15,20 +15,21 @@ demo: $(READY) ## train on 4 workers for some minutes, lose one, recover, report
 	@$(BIN)/ddp demo --config configs/demo.json --data $(DATA)
 
 test: $(READY) ## unit and integration tests, with real processes
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 3 --dist loadfile
 
 lint: $(READY) ## style, types, and the arrows between the parts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-bench: $(PEERS) ## speed, start and restart, memory, each beside its peers (about 40 minutes on 2 cores); DATA=<tar> adds growth
+bench: $(PEERS) ## speed, start, recovery, checkpoints, memory, each beside its peers (about 110 minutes on 2 cores); DATA=<tar> adds growth
 	@$(BIN)/python benchmarks/throughput.py && $(BIN)/python benchmarks/startup.py
+	@$(BIN)/python benchmarks/recovery.py && $(BIN)/python benchmarks/checkpoints.py
 	@$(BIN)/python benchmarks/memory.py $(IMAGES:%=--source %)
 
 bench-gpu: $(PEERS) ## what only a GPU can show: speed beside its limit, time to 94 % accuracy; says so where there is none
 	@$(BIN)/python benchmarks/gpu.py $(IMAGES:%=--source %)
 
-chaos: $(READY) ## kill agents and ranks of real runs, over and over; prints one table
-	@$(BIN)/python benchmarks/chaos.py
+chaos: $(READY) ## disturb real runs in every way we know of; prints one table (at most 30 minutes on 2 cores); CASES="rank agent_0" for some
+	@$(BIN)/python tests/chaos/run.py $(CASES)
 
 images: ## the trainer's image; see docs/kubernetes.md
 	images/build.sh

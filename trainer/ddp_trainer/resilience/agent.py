@@ -118,6 +118,8 @@ class GangAgent(SimpleElasticAgent):
             # directory that fails: where starting again helps, it is the container that is started again
             _log.error("%s", error)  # a sentence for people
             ending = Ending(error.exit, self._judge.fault_here(error.exit.cause, error.exit.code, str(error)))
+            if ending.fault:
+                self._judge.record(ending.fault)
             if not error.exit.retried:
                 self._judge.close(ending.exit, ending.fault, str(error))
         if ending.exit is not FINISHED:

@@ -1,0 +1,129 @@
+"""Volumes that are full, failing or read-only: training goes on as long as it can, and says so."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from drill import Drill
+from runs import Run
+from table import LeftOutError, Row, Sight
+
+from cases.survival import ended, goes_on
+
+DATA_ERROR = 3
+VOLUME_MEGABYTES = 24
+FULL_FROM, FULL_UNTIL = 15, 40
+
+
+def full_for_a_while(drill: Drill) -> Iterator[Row]:
+    """A small volume fills while training goes on, and is freed again."""
+    reference, sight = drill.undisturbed(), Sight()
+    with _volume(drill) as volume:
+        samples = drill.new_folder("samples")
+        samples.mkdir()
+        run = drill.start(run_dir=volume / "run", plan={"samples": str(samples)})
+        run.trained_to(FULL_FROM)
+        filler = _fill(volume)
+        run.until(lambda: _computed(samples) >= FULL_UNTIL, f"step {FULL_UNTIL} with a full disk")
+        alarms = _alarms(run)
+        sight.fact("alarm given" if alarms else "no alarm", alarms)
+        filler.unlink()
+        run.wait()
+        ended(run, sight, reference)
+        sight.fact(f"{len(run.of_kind('fault'))} faults", not run.of_kind("fault"))
+    yield sight.row(f"volume full from step {FULL_FROM} to {FULL_UNTIL}", "training goes on with an alarm; ends with the undisturbed bits")
+
+
+def full_to_the_end(drill: Drill) -> Iterator[Row]:
+    """It stays full: what was trained cannot be kept, and that is an error."""
+    sight = Sight()
+    with _volume(drill) as volume:
+        run = drill.start(run_dir=volume / "run")
+        run.trained_to(FULL_FROM)
+        _fill(volume)
+        code = run.wait()
+        sight.fact(f"exit {code}", code == DATA_ERROR)
+        sight.fact(run.output.strip().splitlines()[-1][-260:], "free space" in run.output)
+        sight.fact("checkpoint of step 10 intact", (volume / "run" / "checkpoints" / "step-000000010" / "manifest.json").exists())
+    yield sight.row(f"volume full from step {FULL_FROM} to the end", f"exit {DATA_ERROR} with a sentence; the last checkpoint stays")
+
+
+def read_only(drill: Drill) -> Iterator[Row]:
+    """Nothing can be written from the start."""
+    sight = Sight()
+    with _volume(drill, "ro") as volume:
+        run = drill.start(run_dir=volume / "run")
+        code = run.wait()
+        sight.fact(f"exit {code}", code == DATA_ERROR)
+        sight.fact(run.output.strip().splitlines()[-1][-260:], "Read-only file system" in run.output and "Traceback" not in run.output)
+    yield sight.row("read-only volume", f"exit {DATA_ERROR} with a sentence")
+
+
+def failing(drill: Drill) -> Iterator[Row]:
+    """Every fsync of the writer fails for a while, as a volume does that is full or dying."""
+    for number in (errno.ENOSPC, errno.EIO):
+        while_there = drill.new_folder("failing")
+
+        def disturb(run: Run, flag: Path = while_there) -> None:
+            flag.touch()
+            run.trained_to(FULL_UNTIL)
+            flag.unlink()
+
+        def alarmed(run: Run, sight: Sight) -> None:
+            notes = [event["message"] for event in run.of_kind("note") if "could not be written" in event["message"]]
+            sight.fact(f"{len(notes)} alarms", notes)
+
+        plan = {"fsync_fails": int(number), "fault_while": str(while_there)}
+        fault = f"every fsync fails with {errno.errorcode[number]} for {FULL_UNTIL - FULL_FROM} steps"
+        yield goes_on(drill, fault, disturb, causes=(), lost_at_most=0, plan=plan, at_step=FULL_FROM, check=alarmed)
+
+
+@contextlib.contextmanager
+def _volume(drill: Drill, mode: str = "rw") -> Iterator[Path]:
+    folder = drill.new_folder("volume")
+    folder.mkdir()
+    options = f"{mode},size={VOLUME_MEGABYTES}m"
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LeftOutError(f"a small volume cannot be mounted here: {done.stderr.strip()}; run as root")
+    try:
+        yield folder
+    finally:
+        drill.clear(keep=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _fill(volume: Path) -> Path:
+    filler = volume / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(os.urandom(4096))
+    return filler
+
+
+def _computed(samples: Path) -> int:
+    """The newest step of which a sample was computed, by the task's own account on another volume."""
+    newest = [log.read_text().splitlines()[-1:] for log in samples.glob("*.jsonl")]
+    return max((json.loads(line)["first"] // 32 for lines in newest for line in lines if line.endswith("}")), default=0)
+
+
+def _alarms(run: Run) -> list[str]:
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        said = [event["message"] for event in run.of_kind("note")] + run.output.splitlines()
+        log = run.run_dir / "logs" / "writer.log"
+        said += log.read_text().splitlines() if log.exists() else []
+        if found := [line for line in said if "written" in line and "cannot" in line]:
+            return found
+        time.sleep(0.1)
+    return []
+
+
+CASES = (full_for_a_while, full_to_the_end, read_only, failing)

@@ -1,0 +1,118 @@
+"""Checkpoints that are not what they were: the gang is lost, so that the disk has to be read, and the newest on it is bad."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from drill import Drill
+from outcome import lost_steps, newest_on_disk, recovery_seconds
+from runs import wait_until_gone
+from table import Row, Sight
+
+from cases.survival import DISTURBED_AT, ended, kill_whole
+
+DATA_ERROR = 3
+EVERY_STEPS = 10
+Damage = Callable[[Path], object]
+
+
+def flip(folder: Path) -> None:
+    """One bit in the middle of the largest file."""
+    file = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def truncate(folder: Path) -> None:
+    """Half of a file."""
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def remove(folder: Path) -> None:
+    """A file that the manifest names is not there."""
+    (folder / "optimizer.safetensors").unlink()
+
+
+def no_manifest(folder: Path) -> None:
+    """The manifest is there, and empty."""
+    (folder / "manifest.json").write_bytes(b"")
+
+
+def damaged(drill: Drill) -> Iterator[Row]:
+    """The newest checkpoint is set aside, with a word, and the one before it taken."""
+    for what, damage in (
+        ("one bit flipped", flip),
+        ("a file truncated", truncate),
+        ("a file deleted", remove),
+        ("an empty manifest", no_manifest),
+    ):
+        yield _damaged(drill, f"{what} in the newest checkpoint", damage)
+
+
+def flipped(drill: Drill) -> Iterator[Row]:
+    """One bit."""
+    yield _damaged(drill, "one bit flipped in the newest checkpoint", flip)
+
+
+def _damaged(drill: Drill, fault: str, damage: Damage) -> Row:
+    reference, sight = drill.undisturbed(), Sight()
+    home, newest = _lost_gang(drill)
+    damage(home / "checkpoints" / f"step-{newest:09d}")
+    since = time.time()
+    again = drill.start(run_dir=home)
+    again.wait()
+    ended(again, sight, reference)
+    aside = [event["step"] for event in again.of_kind("quarantine")]
+    sight.fact(f"step {', '.join(map(str, aside)) or 'none'} set aside", aside == [newest])
+    resumes, lost = [event["step"] for event in again.of_kind("resume")], lost_steps(again)
+    sight.fact(f"resumed at {resumes}", resumes == [newest - EVERY_STEPS])
+    expected = "set aside with an event; a new start goes on from the one before, to the undisturbed bits"
+    return sight.row(fault, expected, recovery_seconds(again, since), lost)
+
+
+def no_latest(drill: Drill) -> Iterator[Row]:
+    """`latest` is a hint for people."""
+    reference, sight = drill.undisturbed(), Sight()
+    home, newest = _lost_gang(drill)
+    (home / "checkpoints" / "latest").write_bytes(b"")
+    since = time.time()
+    again = drill.start(run_dir=home)
+    again.wait()
+    ended(again, sight, reference)
+    resumes = [event["step"] for event in again.of_kind("resume")]
+    sight.fact(f"resumed at {resumes}", resumes == [newest])
+    yield sight.row("`latest` emptied", "the newest is found all the same", recovery_seconds(again, since), lost_steps(again))
+
+
+def all_bad(drill: Drill) -> Iterator[Row]:
+    """Nothing that verifies is left: beginning anew in silence would be worse than ending."""
+    sight = Sight()
+    home, _ = _lost_gang(drill)
+    for folder in (home / "checkpoints").glob("step-*"):
+        flip(folder)
+    again = drill.start(run_dir=home)
+    code = again.wait()
+    sight.fact(f"exit {code}", code == DATA_ERROR)
+    line = again.output.strip().splitlines()[-1]
+    sight.fact(line[-300:], "verif" in again.output and "quarantine" in again.output)
+    kept = list((home / "checkpoints" / "quarantine").glob("step-*"))
+    sight.fact(f"{len(kept)} kept for post-mortem", kept)
+    yield sight.row("one bit flipped in every checkpoint", f"exit {DATA_ERROR} with a sentence that says what to do")
+
+
+def _lost_gang(drill: Drill) -> tuple[Path, int]:
+    """A run directory whose gang was killed after `DISTURBED_AT`, and the newest step in it."""
+    home = drill.new_folder("run")
+    run = drill.start(run_dir=home)
+    run.trained_to(DISTURBED_AT)
+    run.until(lambda: newest_on_disk(run) >= 2 * EVERY_STEPS, "second checkpoint")
+    wait_until_gone(kill_whole(run))
+    run.wait()
+    return home, newest_on_disk(run)
+
+
+CASES = (damaged, flipped, no_latest, all_bad)

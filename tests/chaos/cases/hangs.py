@@ -1,0 +1,115 @@
+"""Processes that stand still, or are slow, without dying."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+from drill import Drill
+from outcome import pid_of
+from runs import Run
+from table import Row, Sight
+
+from cases.survival import DISTURBED_AT, ended, goes_on, kill
+
+DETECTED_SECONDS = 30.0
+"""With the default floor of 10 s."""
+AGENT_STOPPED_STEPS = 12
+SLOW_FACTOR = 5
+PULSES = 6
+
+
+def stopped_rank(drill: Drill) -> Iterator[Row]:
+    """SIGSTOP of a rank: it is found, its stack is asked for and it is named, and training goes on without anybody's help."""
+
+    def named(run: Run, sight: Sight) -> None:
+        (fault, *_) = run.of_kind("fault") or [{}]
+        sight.fact(f"rank {fault.get('rank')} named", fault.get("rank") == 2)
+        stacks = run.of_kind("stacks")
+        sight.fact(f"{len(stacks)} stacks kept", stacks)
+
+    yield goes_on(
+        drill,
+        "SIGSTOP of rank 2 of 4",
+        kill("ddp-rank-2", signum=signal.SIGSTOP),
+        causes=("hang",),
+        within_seconds=DETECTED_SECONDS,
+        check=named,
+    )
+
+
+def stopped_rank_quickly(drill: Drill) -> Iterator[Row]:
+    """The same with a floor of 2 s, for whoever has little time."""
+    yield goes_on(
+        drill,
+        "SIGSTOP of rank 1 of 4, floor 2 s",
+        kill("ddp-rank-1", signum=signal.SIGSTOP),
+        causes=("hang",),
+        settings={"fault_tolerance.hang_floor_seconds": 2},
+    )
+
+
+def stopped_agent(drill: Drill) -> Iterator[Row]:
+    """SIGSTOP of an agent: the ranks do not need it, and when it goes on all is well."""
+
+    def disturb(run: Run) -> None:
+        agent = pid_of(run, "ddp-agent-2")
+        os.kill(agent, signal.SIGSTOP)
+        run.trained_to(DISTURBED_AT + AGENT_STOPPED_STEPS)
+        os.kill(agent, signal.SIGCONT)
+
+    yield goes_on(drill, f"SIGSTOP of agent 2 for {AGENT_STOPPED_STEPS} steps", disturb, causes=(), lost_at_most=0)
+
+
+def stopped_agent_and_dead_rank(drill: Drill) -> Iterator[Row]:
+    """A rank dies under an agent that stands still: nobody can say so before the agent goes on."""
+
+    def disturb(run: Run) -> None:
+        agent, rank = pid_of(run, "ddp-agent-2"), pid_of(run, "ddp-rank-2")
+        os.kill(agent, signal.SIGSTOP)
+        os.kill(rank, signal.SIGKILL)
+        run.until(lambda: "failed" in _log(run, 1) or run.of_kind("fault"), "echo of the dead rank")
+        os.kill(agent, signal.SIGCONT)
+
+    yield goes_on(drill, "SIGSTOP of agent 2 while its rank is killed", disturb, causes=("failed_collective",))
+
+
+def _log(run: Run, rank: int) -> str:
+    path = run.run_dir / "logs" / f"rank-{rank}.log"
+    return path.read_text() if path.exists() else ""
+
+
+def slow_machine(drill: Drill) -> Iterator[Row]:
+    """From one step on everything takes five times as long: that is no hang."""
+    steps, slow_from = 60, 40
+    yield goes_on(
+        drill,
+        f"steps {SLOW_FACTOR}x as long from step {slow_from} on",
+        lambda _: None,
+        causes=(),
+        lost_at_most=0,
+        at_step=slow_from,
+        settings={"fault_tolerance.hang_floor_seconds": 1, "optim.max_steps": steps},
+        plan={"step_seconds": 0.1, "slow": [slow_from, SLOW_FACTOR]},
+    )
+
+
+def pulses(drill: Drill) -> Iterator[Row]:
+    """SIGSTOP and SIGCONT in turns, as a machine that is starved of its cores: neither a hang nor a loss."""
+    reference = drill.undisturbed()
+    run, sight = drill.start(), Sight()
+    for number in range(PULSES):
+        run.trained_to(10 + 6 * number)
+        rank = pid_of(run, "ddp-rank-3")
+        os.kill(rank, signal.SIGSTOP)
+        time.sleep(0.5)  # this is the fault itself: a process without a core for this long
+        os.kill(rank, signal.SIGCONT)
+    run.wait()
+    ended(run, sight, reference)
+    sight.fact(f"{len(run.of_kind('fault'))} faults", not run.of_kind("fault"))
+    yield sight.row(f"SIGSTOP of rank 3 for 0.5 s, {PULSES} times", "ends with the undisturbed bits; no fault noted", None, 0)
+
+
+CASES = (stopped_rank, stopped_rank_quickly, stopped_agent, stopped_agent_and_dead_rank, slow_machine, pulses)
