@@ -1,6 +1,6 @@
 """`ddp ...`: the command line. Each command reads its arguments, then calls one function; all errors end here, as one sentence.
 
-The only module that reads the process's environment.
+The only module that reads the process's environment, but for `XDG_CACHE_HOME` in `data/cache.py`.
 """
 
 from __future__ import annotations
