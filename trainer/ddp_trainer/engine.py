@@ -140,6 +140,8 @@ def train(run: Training, hooks: Hooks) -> dict[str, float]:
             hooks.measured(run.step, loss, accuracy, lr)
         if heard.leave and not is_last:
             _keep(run, hooks)
+            # nobody leaves before all have kept it: the first to end makes the agents stop the others
+            run.group.sum(torch.zeros(1, device=run.group.device))
             raise LeavingError
         if evaluation_is_due(run.config, run.step, run.total_steps, run.steps_per_epoch):
             _evaluate(run, hooks)

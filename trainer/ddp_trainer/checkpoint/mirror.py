@@ -80,7 +80,8 @@ class Mirror:
                 f"the volume has no checkpoint and its second home {self._url} cannot be read ({_words(error)}); "
                 f"see why it does not answer, or leave checkpoint.mirror_url out to begin anew"
             ) from None
-        for step in sorted((step for step in found if step is not None), reverse=True):
+        steps = sorted((step for step in found if step is not None), reverse=True)
+        for step in steps:
             try:
                 self._fetch(files, f"{root}/{found[step]}", store)
             except Exception as error:  # as above; an older one may be whole

@@ -119,8 +119,8 @@ class SnapshotMemory:
         memory = self._map()
         memory[start + 8 : start + 16] = len(text).to_bytes(8, "little")
         memory[start + 16 : start + 16 + len(text)] = text
+        self._set_word(_NEXT, number + 1)  # first: a number is never given twice, whenever this process dies
         self._set_number(slot, number)
-        self._set_word(_NEXT, number + 1)
         if durable:
             self._set_word(_WANTED, number)
         return Snapshot(slot, number, dict(meta))

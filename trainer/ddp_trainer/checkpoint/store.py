@@ -124,7 +124,8 @@ class CheckpointStore:
             raise DataError(f"{self.folder(manifest.step)} does not read back as it was written: {error}; check the volume") from None
         self._known_good.add(manifest.step)
         self._fence()
-        self._retain(self._retention)
+        with self._sentences():
+            self._retain(self._retention)
         return manifest
 
     def adopt(self, folder: Path) -> Manifest:

@@ -327,7 +327,9 @@ class GangAgent(SimpleElasticAgent):
     def _agreed_start(self) -> dict[str, Any]:
         """Node 0 draws the number of this start of the ranks, and says what they pass over; the others read it."""
         if self._barrier.node == 0:
-            start = {"attempt": int(self._next_attempt()), "skipped": self._chronicle.skipped}
+            attempt = int(self._next_attempt())
+            self._custody.memory.begin_attempt(attempt)  # at once: a writer that is about to publish asks whose number it is
+            start = {"attempt": attempt, "skipped": self._chronicle.skipped}
             self._barrier.share("start", json.dumps(start))
             return start
         told: dict[str, Any] = json.loads(self._barrier.shared("start"))

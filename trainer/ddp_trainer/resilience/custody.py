@@ -23,6 +23,8 @@ WRITER_TARGET = "ddp_trainer.resilience.persister:main"
 LOOK_SECONDS = 0.05
 END_SECONDS = MIRROR_SECONDS + 2.0
 """How long the writer may take to end before it is killed."""
+KILL_SECONDS = 2.0
+"""How long it may take to die of that, before it counts as stuck in a dead file system and is left behind."""
 
 
 class Custody:
@@ -63,7 +65,7 @@ class Custody:
         """Have the writer end, its last copy to a second home made, and wait for that: it must not outlive the page that it reports to."""
         deadline = time.monotonic() + END_SECONDS
         with contextlib.suppress(ZygoteError):  # it has died with the zygote
-            while self._writer is not None:
+            while self._writer is not None and time.monotonic() < deadline + KILL_SECONDS:
                 is_late = time.monotonic() >= deadline
                 self._zygote.kill(self._writer, signal.SIGKILL if is_late else signal.SIGTERM)
                 if any(death.pid == self._writer for death in self._zygote.deaths(LOOK_SECONDS)):
@@ -102,5 +104,6 @@ class Custody:
             if (report.get("failed") or {}).get("number") == newest.number:
                 return False
             while_waiting()
-            time.sleep(LOOK_SECONDS)
+            for death in self._zygote.deaths(LOOK_SECONDS):
+                self.is_writers(death)  # which starts another
         return False

@@ -79,7 +79,7 @@ class Judge:
             return None
         fault = echo if echo.cause == HANG.cause else replace(echo, cause=FAILED_COLLECTIVE, message=f"lost its peers: {echo.message}")
         self._barrier.post_fault(fault.to_json())
-        return fault
+        return Fault.from_json(self._barrier.fault() or fault.to_json())  # a root cause may have been posted since the look
 
     def account(self) -> None:
         """Write down why a generation ended, before the next one forms."""

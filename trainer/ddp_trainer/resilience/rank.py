@@ -6,6 +6,7 @@ stops a single rank kills it; snapshots and commits are safe against that.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 import traceback
@@ -44,6 +45,7 @@ FINAL_SAVE_TRIES = 4
 """The last checkpoint is worth waiting for: a full disk may be freed, a network volume may come back."""
 HISTORY = 500
 """Evaluations that a checkpoint remembers: 30 KB; the whole curve is in metrics.jsonl."""
+HISTORY_BYTES = 40_000
 WAIT_SECONDS = 0.02
 
 
@@ -108,6 +110,8 @@ def _run(config: RunConfig, place: Place, start: Start, page: FactsPage) -> None
     on_disk = max(store.steps(), default=restore.NOTHING) if store else restore.NOTHING
     origin = restore.find(group, memory, on_disk, lambda above: _load(config, store, train_set.fingerprint, above))
     _tell_of_quarantine(config, origin)
+    if store:
+        on_disk = max(store.steps(), default=restore.NOTHING)  # what was set aside is not there any more
     recorder.phase("starting", "building the model")
     run = engine.build(config, task, group, train_set, test_set, _micro_batches(config, group.world_size, origin))
     state = RunState(run.model, run.optimizer, run.ema)
@@ -278,8 +282,15 @@ def _describe(
         "metrics": run.metrics,
         "skipped": list(run.skipped),
         "stall_seconds": stall_seconds,
-        "history": history,
+        "history": _fitting(history),
     }
+
+
+def _fitting(history: list[Any]) -> list[Any]:
+    """The newest evaluations that fit beside the rest of a snapshot's description, however many metrics a task has."""
+    while len(json.dumps(history)) > HISTORY_BYTES:
+        history = history[len(history) // 2 + 1 :]
+    return history
 
 
 def _make_last_durable(step: int, keeper: Keeper, memory: SnapshotMemory, page: FactsPage, config: RunConfig, recorder: Recorder) -> None:

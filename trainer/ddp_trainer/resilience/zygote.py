@@ -30,6 +30,8 @@ from typing import Any, NoReturn
 from ddp_trainer.errors import RANK_CRASHED, DdpError
 from ddp_trainer.parentage import die_with
 
+ASKING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What asks an agent to leave. Its zygote and their children are ended by SIGKILL, and ignore these unless they say otherwise."""
 MESSAGE_BYTES = 256 * 1024
 """Largest request: a configuration and an environment are a few KiB."""
 REPLY_SECONDS = 120.0
@@ -155,7 +157,8 @@ def _serve(channel: socket.socket, preload: Sequence[str], parent: int) -> NoRet
     try:
         die_with(parent)
         os.setsid()  # Ctrl-C on the terminal is the parent's business: it stops its children in order
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for signum in ASKING_SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
         wake_read, wake_write = os.pipe()
         os.set_blocking(wake_write, False)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -222,8 +225,9 @@ def _become(request: dict[str, Any], parent: int) -> NoReturn:
     code = 1
     try:
         signal.set_wakeup_fd(-1)
-        for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for signum in ASKING_SIGNALS:  # a whole tree may be signalled (Slurm, systemd): only those who listen to them leave
+            signal.signal(signum, signal.SIG_IGN)
         die_with(parent)
         if request["name"]:
             Path("/proc/self/comm").write_text(request["name"], encoding="utf-8")  # a fork keeps its parent's command line
