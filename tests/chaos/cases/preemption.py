@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -93,6 +94,17 @@ def everybody_twice(drill: Drill) -> Iterator[Row]:
     yield _stopped(drill, "SIGTERM of the whole run, twice", disturb)
 
 
+def whole_tree(drill: Drill) -> Iterator[Row]:
+    """SIGTERM of every process there is, as `scancel --full` and systemd send it: only agents act on it."""
+
+    def disturb(run: Run) -> None:
+        for pid in run.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    yield _stopped(drill, "SIGTERM of every process of the run", disturb)
+
+
 def _stopped(drill: Drill, fault: str, disturb: Callable[[Run], object]) -> Row:
     reference, home, sight = drill.undisturbed(), drill.new_folder("run"), Sight()
     first = drill.start(run_dir=home)
@@ -112,4 +124,4 @@ def _stopped(drill: Drill, fault: str, disturb: Callable[[Run], object]) -> Row:
     return sight.row(fault, expected, recovery_seconds(again, since), lost)
 
 
-CASES = (one_agent, first_agent, slurm_warning, all_leave, while_it_starts, impatient, everybody, everybody_twice)
+CASES = (one_agent, first_agent, slurm_warning, all_leave, while_it_starts, impatient, everybody, everybody_twice, whole_tree)

@@ -40,10 +40,10 @@ class Parent:
         answer = json.loads(self.process.stdout.readline())
         return answer["value"] if "value" in answer else (answer["kind"], answer["error"])
 
-    def spawn(self, target, environment=None, log=None, **arguments):
+    def spawn(self, target, environment=None, log=None, is_deaf=False, **arguments):
         """Fork a child that runs a function of `zygote_targets`, or `module:function`; gives its pid."""
         where = target if ":" in target else f"zygote_targets:{target}"
-        answer = self.ask("spawn", where, arguments, environment or {}, str(log) if log else None)
+        answer = self.ask("spawn", where, arguments, environment or {}, str(log) if log else None, is_deaf)
         if isinstance(answer, int):
             with contextlib.suppress(ProcessLookupError):  # it may have ended already
                 self._spawned.append(os.pidfd_open(answer))

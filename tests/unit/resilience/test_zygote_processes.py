@@ -77,6 +77,23 @@ def test_signals_reach_children_and_nobody_else(parent):
         stranger.kill()
 
 
+def test_a_signal_sent_as_soon_as_a_child_exists_is_not_lost(parent):
+    for _ in range(30):
+        child = parent.spawn("stays")
+        parent.ask("kill", child, int(signal.SIGTERM))
+        assert parent.deaths(1) == {child: -signal.SIGTERM}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_deaf_child_is_ended_by_sigkill_alone(parent, signum):
+    for _ in range(10):
+        child = parent.spawn("stays", is_deaf=True)
+        parent.ask("kill", child, int(signum))
+        assert parent.run("returns", value=5) == 5
+        parent.ask("kill", child, int(signal.SIGKILL))
+        assert parent.deaths(1) == {child: -signal.SIGKILL}
+
+
 def test_a_child_has_exactly_the_environment_that_was_given(parent, tmp_path):
     given = {"PATH": "/usr/bin", "RANK": "3", "EMPTY": "", "WORDS": "zwölf ☃"}
     parent.run("tells", path=str(tmp_path / "about"), environment=given)
@@ -179,5 +196,6 @@ def test_ctrl_c_on_the_terminal_and_a_stray_sigterm_do_not_reach_the_ranks(paren
     about = read(tmp_path / "about")
     assert about["session"] != os.getsid(parent.process.pid)
     assert about["sigterm_is_default"]
-    os.kill(parent.ask("pid"), signal.SIGTERM)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        os.kill(parent.ask("pid"), signum)
     assert parent.run("returns", value=4) == 4

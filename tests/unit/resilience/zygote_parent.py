@@ -16,7 +16,9 @@ zygote = Zygote.fork(json.loads(sys.argv[1]))
 methods = {
     "pid": lambda: zygote.pid,
     "ready": zygote.wait_ready,
-    "spawn": lambda target, arguments, environment, log: zygote.spawn(target, arguments, environment, Path(log) if log else None),
+    "spawn": lambda target, arguments, environment, log, is_deaf: zygote.spawn(
+        target, arguments, environment, Path(log) if log else None, is_deaf=is_deaf
+    ),
     "kill": zygote.kill,
     "deaths": lambda seconds: [astuple(death) for death in zygote.deaths(seconds)],
     "close": zygote.close,

@@ -205,6 +205,7 @@ class GangAgent(SimpleElasticAgent):
                 dict(self._environment) | _caches(self._config, self._environment) | _torch_names(worker, worker_group),
                 self._rank_logs / f"rank-{worker.global_rank}.log" if self._rank_logs else None,
                 f"ddp-rank-{worker.global_rank}",
+                is_deaf=True,
             )
             self._running[pid] = worker.local_rank
             ids[worker.local_rank] = pid

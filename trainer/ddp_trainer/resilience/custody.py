@@ -15,7 +15,7 @@ from typing import Any
 
 from ddp_trainer.checkpoint.snapshot import SnapshotMemory
 from ddp_trainer.config import RunConfig
-from ddp_trainer.resilience.persister import MIRROR_SECONDS
+from ddp_trainer.resilience.persister import END_SIGNAL, MIRROR_SECONDS
 from ddp_trainer.resilience.zygote import Death, Zygote, ZygoteError
 from ddp_trainer.telemetry.facts import FactsPage
 
@@ -59,7 +59,7 @@ class Custody:
             "page": str(self._page.path),
             "slot": self._slot,
         }
-        self._writer = self._zygote.spawn(WRITER_TARGET, arguments, self._environment, self._log, "ddp-writer")
+        self._writer = self._zygote.spawn(WRITER_TARGET, arguments, self._environment, self._log, "ddp-writer", is_deaf=True)
 
     def close(self) -> None:
         """Have the writer end, its last copy to a second home made, and wait for that: it must not outlive the page that it reports to."""
@@ -67,7 +67,7 @@ class Custody:
         with contextlib.suppress(ZygoteError):  # it has died with the zygote
             while self._writer is not None and time.monotonic() < deadline + KILL_SECONDS:
                 is_late = time.monotonic() >= deadline
-                self._zygote.kill(self._writer, signal.SIGKILL if is_late else signal.SIGTERM)
+                self._zygote.kill(self._writer, signal.SIGKILL if is_late else END_SIGNAL)
                 if any(death.pid == self._writer for death in self._zygote.deaths(LOOK_SECONDS)):
                     self._writer = None
 

@@ -30,6 +30,8 @@ from ddp_trainer.telemetry.facts import FactsPage
 
 _log = logging.getLogger(__name__)
 
+END_SIGNAL = signal.SIGUSR2
+"""Asks the writer to end. Not SIGTERM: where a whole tree is sent that, the newest snapshot is still to be written."""
 POLL_SECONDS = 0.05
 """How often it looks for a request: far below the shortest interval, and a thousandth of a core."""
 RETRY_SECONDS = 2.0
@@ -78,7 +80,7 @@ def main(memory: int, config: dict[str, Any], page: str, slot: int) -> int:
     _recognise(store, snapshots, report)
     mirror = Mirror(policy.mirror_url, policy.mirror_every) if policy.mirror_url else None
     ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    signal.signal(END_SIGNAL, lambda *_: ended.set())
     for snapshot, number in _requests(snapshots, report, ended):
         try:
             manifest = _persist(store, snapshots, snapshot, report, events)

@@ -31,7 +31,7 @@ from ddp_trainer.errors import RANK_CRASHED, DdpError
 from ddp_trainer.parentage import die_with
 
 ASKING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""What asks an agent to leave. Its zygote and their children are ended by SIGKILL, and ignore these unless they say otherwise."""
+"""What asks an agent to leave. Slurm and systemd may send it to a whole tree, where only agents are to act on it."""
 MESSAGE_BYTES = 256 * 1024
 """Largest request: a configuration and an environment are a few KiB."""
 REPLY_SECONDS = 120.0
@@ -91,15 +91,22 @@ class Zygote:
             raise ZygoteError(f"the fork server cannot import what ranks need: {self._ready}")
 
     def spawn(
-        self, target: str, arguments: Mapping[str, Any], environment: Mapping[str, str], log: Path | None = None, name: str = ""
+        self,
+        target: str,
+        arguments: Mapping[str, Any],
+        environment: Mapping[str, str],
+        log: Path | None = None,
+        name: str = "",
+        is_deaf: bool = False,
     ) -> int:
         """Fork a child that runs `module:function(**arguments)` and exits with what it returns; gives its pid.
 
         Its environment is exactly `environment`; its output is appended to `log` where given; `ps` and `top` show `name` (15 characters).
+        One that `is_deaf` ignores `ASKING_SIGNALS` from its first instant on.
         """
         self.wait_ready()
-        log_path = str(log) if log else None
-        self._send({"target": target, "arguments": arguments, "environment": dict(environment), "log": log_path, "name": name})
+        request = {"target": target, "arguments": arguments, "environment": dict(environment)}
+        self._send({**request, "log": str(log) if log else None, "name": name, "is_deaf": is_deaf})
         return int(self._receive("pid")["pid"])
 
     def kill(self, pid: int, signum: int) -> None:
@@ -201,10 +208,13 @@ def _obey(request: dict[str, Any], channel: socket.socket, children: set[int]) -
             os.kill(request["kill"], request["signal"])
         return
     me = os.getpid()
+    # held back until the child has its own dispositions: it is born with this process's, and would lose a signal sent at once
+    signal.pthread_sigmask(signal.SIG_BLOCK, ASKING_SIGNALS)
     pid = os.fork()
     if pid == 0:
         channel.close()
         _become(request, me)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING_SIGNALS)
     children.add(pid)
     channel.send(json.dumps({"pid": pid}).encode())
 
@@ -226,8 +236,9 @@ def _become(request: dict[str, Any], parent: int) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for signum in ASKING_SIGNALS:  # a whole tree may be signalled (Slurm, systemd): only those who listen to them leave
-            signal.signal(signum, signal.SIG_IGN)
+        for signum in ASKING_SIGNALS:
+            signal.signal(signum, signal.SIG_IGN if request["is_deaf"] else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING_SIGNALS)
         die_with(parent)
         if request["name"]:
             Path("/proc/self/comm").write_text(request["name"], encoding="utf-8")  # a fork keeps its parent's command line
