@@ -1,7 +1,7 @@
 """The TrainingRun: what a user asks for (spec) and what is true (status).
 
-Fields are camelCase in the API and snake_case here. Times are RFC 3339 in UTC, to the second. Fractions are texts, as the API conventions ask
-("floats as strings"): they print as they are in `kubectl get`.
+Fields are camelCase in the API and snake_case here. Times are RFC 3339 in UTC, to the second. Fractions are
+texts, as the API conventions ask: they print as they are in `kubectl get`.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class PodFacts:
     """The PodScheduled condition's reason while it is False: Unschedulable, SchedulingGated."""
     unscheduled_message: str = ""
     disruption: str = ""
-    """The DisruptionTarget condition's reason: PreemptionByScheduler, DeletionByTaintManager, EvictionByEvictionAPI, TerminationByKubelet."""
+    """The DisruptionTarget condition's reason: PreemptionByScheduler, DeletionByTaintManager, EvictionByEvictionAPI ..."""
     restart_count: int = 0
     ended: Termination | None = None
     """Of the container's current state."""
