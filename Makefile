@@ -31,10 +31,10 @@ bench-gpu: $(PEERS) ## what only a GPU can show: speed beside its limit, time to
 chaos: $(READY) ## disturb real runs in every way we know of; prints one table (at most 30 minutes on 2 cores); CASES="rank agent_0" for some
 	@$(BIN)/python tests/chaos/run.py $(CASES)
 
-images: ## the trainer's image; see docs/kubernetes.md
+images: ## the images of trainer and operator; see docs/kubernetes.md
 	images/build.sh
 
-kind-up: images ## a local cluster with the training operator and the image
+kind-up: images ## a local cluster with the training operator and the images
 	tests/e2e/kind-up.sh
 
 kind-down: ## and away with it

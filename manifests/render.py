@@ -3,7 +3,10 @@
 helm/presets/             copies of configs/, since Helm cannot read outside the chart
 helm/values.schema.json   descriptions from the comments of values.yaml, and the section `config` from RunConfig
 helm/README.md            the table of values, from the same comments
-manifests/base, overlays  the chart's own output for people without Helm
+helm/crds/                the TrainingRun's definition, from the operator's models
+manifests/base, overlays  the chart's own output for people without Helm; its job is labelled for adoption
+manifests/operator        the operator and the definition, the same way
+docs/operator.md          two tables: fields of a TrainingRun's spec, and settings
 
 With --check nothing is written: what differs is named, and the exit code is 1. Only `--check` and the manifests need helm on PATH.
 """
@@ -23,15 +26,21 @@ from typing import Any
 
 import yaml
 
+from ddp_operator import settings
+from ddp_operator.api import crd
 from ddp_trainer.config import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "helm"
+OPERATOR_PAGE = ROOT / "docs" / "operator.md"
 NAME = "ddp-demo"
 OVERLAYS = {"cpu": "0", "gpu": "1"}
 """Overlay and its gpusPerReplica."""
 JOB_KINDS = ("ConfigMap", "PyTorchJob")
 """What differs between CPU and GPU; the rest is the base's."""
+CRD_FILE = "trainingruns.yaml"
+OPERATOR_NAMESPACE = "ddp-operator"
+"""Of manifests/operator, which the chart's own release does not fix."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,22 @@ def chart() -> dict[Path, str]:
     files = {CHART / "presets" / path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "configs").glob("*.json"))}
     files[CHART / "values.schema.json"] = schema()
     files[CHART / "README.md"] = readme()
+    files[CHART / "crds" / CRD_FILE] = definition()
+    files[OPERATOR_PAGE] = operator_page()
     return files
+
+
+class _Plain(yaml.SafeDumper):
+    """Without anchors, which would tie rules of one field to those of another."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002  # the base class's signature
+        return True
+
+
+def definition() -> str:
+    """The TrainingRun's CustomResourceDefinition."""
+    head = "# Made from the models in operator/ddp_operator/api: python manifests/render.py\n"
+    return head + yaml.dump(crd.crd(), Dumper=_Plain, sort_keys=False, width=140)
 
 
 def values() -> Iterator[Value]:
@@ -126,7 +150,7 @@ def readme() -> str:
     helm install {NAME} helm/ --set replicas=4
 
 Needs the Kubeflow training operator (v1.9.4). Without GPUs add `--set gpusPerReplica=0`. To change a value and keep the others:
-`helm upgrade {NAME} helm/ --reuse-values --set replicas=8`. How it behaves: docs/kubernetes.md.
+`helm upgrade {NAME} helm/ --reuse-values --set replicas=8`. How it behaves: docs/kubernetes.md; the operator in it: docs/operator.md.
 
 This table is generated from the comments in values.yaml.
 
@@ -136,27 +160,66 @@ This table is generated from the comments in values.yaml.
 """
 
 
+def operator_page() -> str:
+    """The page about the operator, with its generated tables between their marks."""
+    text = OPERATOR_PAGE.read_text(encoding="utf-8")
+    environment = crd.docstrings(settings)
+    rows = [
+        (f"`DDP_OPERATOR__{key.upper()}`", _shown(field.default), environment.get(f"Settings.{key}", ""))
+        for key, field in settings.Settings.model_fields.items()
+    ]
+    for mark, head, body in (("fields", "field", list(_fields(crd.schema()["properties"]["spec"]))), ("settings", "variable", rows)):
+        table = "\n".join([f"| {head} | default | |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in body)])
+        text = re.sub(
+            rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text, flags=re.DOTALL
+        )
+    return text
+
+
+def _fields(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, str, str]]:
+    for key, below in node["properties"].items():
+        here = f"{path}.{key}".lstrip(".")
+        if below["type"] == "object":
+            yield from _fields(below, here)
+        else:
+            words = " or ".join(f"`{word}`" for word in below.get("enum", []))
+            yield f"`{here}`", _shown(below.get("default")), below.get("description", words and f"{words}.")
+
+
+def _shown(default: Any) -> str:
+    return "-" if default in (None, "", ()) else f"`{default}`"
+
+
 def manifests() -> dict[Path, str]:
     """Kustomize base and overlays: the chart's objects, one file each, under the release name `ddp-demo`."""
     folder = ROOT / "manifests"
     files: dict[Path, str] = {}
     for overlay, gpus in OVERLAYS.items():
-        parts = render("--set", f"gpusPerReplica={gpus}", "--set", "job.hashName=false")
+        parts = render("--set", f"gpusPerReplica={gpus}", "--set", "job.hashName=false", "--set", "operator.enabled=false")
         job = {p: t for p, t in parts.items() if yaml.safe_load(t)["kind"] in JOB_KINDS}
         files |= {folder / "overlays" / overlay / path: text for path, text in job.items()}
         files[folder / "overlays" / overlay / "kustomization.yaml"] = _kustomization(["../../base", *sorted(job)])
         rest = {path: text for path, text in parts.items() if path not in job}
         files |= {folder / "base" / path: text for path, text in rest.items()}
         files[folder / "base" / "kustomization.yaml"] = _kustomization(sorted(rest))
-    return files
+    return files | operator(folder / "operator")
 
 
-def render(*arguments: str) -> dict[str, str]:
-    """`helm template` of the release `ddp-demo`: template name -> its YAML, free of what belongs to Helm and of the namespace."""
+def operator(folder: Path) -> dict[Path, str]:
+    """The operator for the whole cluster, in a namespace of its own, and the definition that it needs."""
+    parts = render("--set", "job.enabled=false", "--set", "operator.clusterWide=true", name="ddp", namespace=OPERATOR_NAMESPACE)
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": OPERATOR_NAMESPACE, "labels": labels}}
+    parts |= {CRD_FILE: definition(), "namespace.yaml": yaml.safe_dump(namespace, sort_keys=False)}
+    return {folder / path: text for path, text in parts.items()} | {folder / "kustomization.yaml": _kustomization(sorted(parts))}
+
+
+def render(*arguments: str, name: str = NAME, namespace: str = "default") -> dict[str, str]:
+    """`helm template`: template name -> its YAML, free of what belongs to Helm, and of the namespace if that is the default one."""
     helm = shutil.which("helm")
     if not helm:
         raise SystemExit("helm is not on PATH, and the manifests are its output; install Helm 3 or 4")
-    command = [helm, "template", NAME, str(CHART), "--skip-tests", *arguments]
+    command = [helm, "template", name, str(CHART), "--namespace", namespace, "--skip-tests", *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)

@@ -31,6 +31,11 @@
 {{- if lt (float64 $patience) (addf $wait 60) -}}
 {{- fail (printf "config.distributed.peer_timeout_seconds %v is too short beside fault_tolerance.lock_wait_seconds %v: in an upgrade the new workers would give up while their master still waits for the old one to end; make it at least %v, or leave it out" $patience $wait (addf $wait 60)) -}}
 {{- end -}}
+{{- $hung := .Values.policy.hungAfterSeconds -}}
+{{- $silence := include "ddp.longestSilence" . | int -}}
+{{- if and $hung (include "ddp.hasTrainingRun" .) (le (int $hung) $silence) -}}
+{{- fail (printf "policy.hungAfterSeconds %d is within the %d s that the trainer may be silent by its own bounds, so the operator would restart what the trainer still mends; leave it null, or lower start_limit_seconds, evaluate_limit_seconds, save_limit_seconds, lock_wait_seconds of config.fault_tolerance and peer_timeout_seconds of config.distributed" (int $hung) $silence) -}}
+{{- end -}}
 {{- $fewest := int (default 1 $config.distributed.min_nodes) -}}
 {{- if gt $fewest (int .Values.replicas) -}}
 {{- fail (printf "config.distributed.min_nodes %d is more than replicas %d; lower it, or raise replicas" $fewest (int .Values.replicas)) -}}

@@ -34,5 +34,7 @@ class Settings(BaseModel):
     """How often everything is listed, so that a lost deletion does no harm for longer."""
     watcher_stale_seconds: Seconds = 50.0
     """A watcher without a sign of life for so long makes the liveness probe fail."""
+    start_seconds: Seconds = 120.0
+    """How long the start waits for the API server and the TrainingRun CRD; then the process ends with a sentence."""
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -7,6 +7,8 @@ The plan stands in $CHAOS (JSON), all of it optional:
     nan_at                 the loss is not finite in this step
     raise_at, die_at       rank 1 raises, or is killed by SIGKILL, in this step, every time that it comes there
     eat                    [step, MB, file]: rank 1 takes that much memory in this step, unless the file exists, which it then makes
+    poison                 [step, file]: the norm statistics are not finite after this step, unless the file exists, which rank 0 then makes
+    evaluation_waits       a file: an evaluation does not get on while it exists
     samples                folder: each process writes which samples it computed, a line per micro-batch
 
 Steps are counted from 0. A task is not told its step; the samples of a batch say it, since each occurs once an epoch.
@@ -43,14 +45,16 @@ class Small(Cifar10):
         self.place: Places | None = None
 
     def build_model(self) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1), nn.Linear(512, 10))
+        self.norm = nn.BatchNorm2d(8)
+        return nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), self.norm, nn.ReLU(), nn.Flatten(), nn.Dropout(0.1), nn.Linear(512, 10))
 
     def datasets(self, report: Report) -> tuple[Dataset, Dataset]:
         train_set, test_set = super().datasets(report)
         folder = self.plan.get("samples")
         log = Path(folder, f"{os.getpid()}.jsonl") if folder else None
         self.place = Places(train_set, self.config, log)
-        return self.place, test_set
+        waits = self.plan.get("evaluation_waits")
+        return self.place, Held(test_set, Path(waits)) if waits else test_set
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         loss = super().loss(outputs, targets)
@@ -67,12 +71,43 @@ class Small(Cifar10):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.rank == 1 and step == plan.get("eat", [None])[0]:
             self._eat(plan["eat"][1], Path(plan["eat"][2]))
+        if self.rank == 0 and step == plan.get("poison", [None])[0]:
+            self._poison(Path(plan["poison"][1]))
         return loss * float("nan") if step == plan.get("nan_at") else loss
 
     def _eat(self, megabytes: int, once: Path) -> None:
         if not once.exists():
             once.touch()
             self.eaten = bytearray(os.urandom(1024) * 1024 * megabytes)
+
+    def _poison(self, once: Path) -> None:
+        if not once.exists():
+            once.touch()
+            self.norm.running_var.data[0] = float("nan")  # unseen by autograd, which would refuse the backward pass
+
+
+class Held:
+    """A dataset whose batches do not come while a file exists."""
+
+    def __init__(self, samples: Any, while_there: Path) -> None:
+        self._samples = samples
+        self._while_there = while_there
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._samples, name)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def to(self, device: torch.device) -> Held:
+        self._samples = self._samples.to(device)
+        return self
+
+    def batch(self, indices: torch.Tensor, epochs: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        while self._while_there.exists():
+            time.sleep(0.02)
+        batch: tuple[torch.Tensor, torch.Tensor] = self._samples.batch(indices, epochs)
+        return batch
 
 
 class Places:

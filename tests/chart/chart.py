@@ -48,8 +48,14 @@ class Render:
         assert self.code == 0, self.error
         return [document for document in yaml.safe_load_all(self.text) if document]
 
-    def one(self, kind: str) -> dict[str, Any]:
-        found = [item for item in self.objects if item["kind"] == kind]
+    def of(self, part: str) -> list[dict[str, Any]]:
+        """The objects of the `operator`'s part of the chart, or of the `trainer`'s, which is all else."""
+        names = [(item, item["metadata"]["labels"]["app.kubernetes.io/name"]) for item in self.objects]
+        return [item for item, name in names if (name == "ddp-operator") == (part == "operator")]
+
+    def one(self, kind: str, part: str = "trainer") -> dict[str, Any]:
+        """The only object of a kind in that part."""
+        found = [item for item in self.of(part) if item["kind"] == kind]
         assert len(found) == 1, f"{len(found)} objects of kind {kind}"
         return found[0]
 
@@ -71,9 +77,11 @@ def case_values(case: str) -> Any:
 
 
 def pods(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every pod that these objects make: Master, Worker or the object's name; and its metadata and spec."""
+    """Every pod that these objects make: Master, Worker, operator or the object's name; and its metadata and spec."""
     for item in objects:
         if item["kind"] == "Pod":
             yield item["metadata"]["name"], item
+        if item["kind"] == "Deployment":
+            yield "operator", item["spec"]["template"]
         if item["kind"] == "PyTorchJob":
             yield from ((role, spec["template"]) for role, spec in item["spec"]["pytorchReplicaSpecs"].items())

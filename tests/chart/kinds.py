@@ -1,7 +1,8 @@
 """The schemas against which kubeconform holds the chart's objects, without a network: one closed JSON schema for each kind it makes.
 
-PyTorchJob, and the spec of a Pod, are upstream's: both stand in the training operator's CRD, pod template included. The other kinds are
-transcribed here from Kubernetes 1.34's API, as far as the chart uses them, so a field that exists but is not listed is refused too: add it.
+PyTorchJob, and the spec of a Pod, are upstream's: both stand in the training operator's CRD, pod template included. TrainingRun is the
+operator's own. The other kinds are transcribed here from Kubernetes 1.34's API, as far as the chart uses them: a field that exists but is
+not listed is refused too, so add it.
 What no schema holds is not covered: CEL expressions, and the API server's own validation beyond types and enumerations.
 """
 
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from ddp_operator.api.crd import schema
 
 Schema = dict[str, Any]
 TEXT: Schema = {"type": "string", "minLength": 1}
@@ -67,11 +70,36 @@ RULE = fields(
     resources=several(TEXT),
     resourceNames=several(TEXT),
 )
+RULES = several(
+    fields(
+        "apiGroups",
+        "resources",
+        "verbs",
+        apiGroups=several({"type": "string"}),
+        resources=several(TEXT),
+        resourceNames=several(TEXT),
+        verbs=several(one_of("get", "list", "watch", "create", "update", "patch", "delete")),
+    )
+)
+ROLE_REF = fields("apiGroup", "kind", "name", apiGroup=one_of("rbac.authorization.k8s.io"), kind=one_of("Role", "ClusterRole"), name=TEXT)
+SUBJECTS = several(fields("kind", "name", "namespace", kind=one_of("ServiceAccount"), name=TEXT, namespace=TEXT))
 DEVICES = fields("deviceClassName", deviceClassName=TEXT, allocationMode=one_of("ExactCount", "All"), count=COUNT)
 
 TRANSCRIBED = {
     "ConfigMap": kind(data=mapping({"type": "string"}), immutable=FLAG),
     "ServiceAccount": kind(automountServiceAccountToken=FLAG),
+    "Role": kind(rules=RULES),
+    "ClusterRole": kind(rules=RULES),
+    "RoleBinding": kind(roleRef=ROLE_REF, subjects=SUBJECTS),
+    "ClusterRoleBinding": kind(roleRef=ROLE_REF, subjects=SUBJECTS),
+    "Service": kind(
+        spec=fields(
+            "selector", "ports", selector=mapping(LABEL), ports=several(fields("name", "port", name=TEXT, port=COUNT, targetPort=TEXT))
+        )
+    ),
+    "ServiceMonitor": kind(
+        spec=fields("selector", "endpoints", selector=SELECTOR, endpoints=several(fields("port", port=TEXT, path=TEXT)))
+    ),
     "PersistentVolumeClaim": kind(
         spec=fields(
             "accessModes",
@@ -118,7 +146,10 @@ def schemas(crd: Path) -> dict[str, Schema]:
     job = closed(upstream["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
     replica = job["properties"]["spec"]["properties"]["pytorchReplicaSpecs"]["additionalProperties"]
     pod = replica["properties"]["template"]["properties"]["spec"]
-    return {"PyTorchJob": job, "Pod": kind(spec=pod), **TRANSCRIBED}
+    template = fields("metadata", "spec", metadata=fields("labels", labels=mapping(LABEL)), spec=pod)
+    deployment = fields("selector", "template", "replicas", replicas=COUNT, selector=SELECTOR, template=template)
+    own = {"TrainingRun": closed(schema()), "Deployment": kind(spec=deployment)}
+    return {"PyTorchJob": job, "Pod": kind(spec=pod), **own, **TRANSCRIBED}
 
 
 def closed(node: Any) -> Any:

@@ -231,8 +231,11 @@ def test_a_claim_of_gpus_is_named_after_what_it_asks_for(tmp_path):
     assert len(names) == 3
 
 
-def test_nothing_is_rendered_without_the_job(tmp_path):
-    assert template(tmp_path, {"job": {"enabled": False}}).objects == []
+def test_without_the_job_nothing_but_the_operator_is_rendered(tmp_path):
+    alone = template(tmp_path, {"job": {"enabled": False}})
+    assert alone.of("trainer") == []
+    assert alone.of("operator") == template(tmp_path, {}).of("operator")
+    assert template(tmp_path, {"job": {"enabled": False}, "operator": {"enabled": False}}).objects == []
 
 
 def test_presets_are_the_configs(tmp_path):

@@ -53,6 +53,15 @@ def test_every_object_of_an_overlay_fits_its_schema(name, folder):
     assert kinds == {"ConfigMap", "NetworkPolicy", "PersistentVolumeClaim", "PyTorchJob", "ServiceAccount"}
 
 
+def test_every_object_of_the_operators_manifests_fits_its_schema(folder):
+    files = overlay(ROOT / "manifests/operator")
+    own = [path.read_text() for path in files if path.name not in {"namespace.yaml", "trainingruns.yaml"}]  # kinds of no chart
+    wrong, kinds = conform("\n---\n".join(own), folder)
+    assert wrong == {}
+    expected = {"ClusterRole", "ClusterRoleBinding", "Deployment", "NetworkPolicy", "Role", "RoleBinding", "Service", "ServiceAccount"}
+    assert kinds == expected
+
+
 @needs("kubectl")
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_kustomize_makes_of_an_overlay_what_its_files_say(name):
@@ -80,6 +89,10 @@ def test_kustomize_makes_of_an_overlay_what_its_files_say(name):
         ("ValidatingAdmissionPolicy", "spec.validation", []),
         ("ValidatingAdmissionPolicyBinding", "spec.validationActions", ["Refuse"]),
         ("ServiceAccount", "metadata.name", 123),
+        ("TrainingRun", "spec.policy.hungAfter", 960),
+        ("TrainingRun", "spec.policy.onHang", "Restart"),
+        ("Deployment", "spec.template.spec.readOnly", True),
+        ("ClusterRole", "rules", [{"apiGroups": [""], "resources": ["pods"], "verbs": ["*"]}]),
     ],
 )
 def test_a_wrong_field_would_be_noticed(kind, path, value, folder, tmp_path):

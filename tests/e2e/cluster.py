@@ -17,6 +17,8 @@ CLUSTER = os.environ.get("CLUSTER", "ddp-e2e")
 CONTEXT = f"kind-{CLUSTER}"
 DEFAULT_IMAGE = "ddp-trainer:0.1.0"
 IMAGE = os.environ.get("TRAINER_IMAGE", DEFAULT_IMAGE)
+DEFAULT_OPERATOR_IMAGE = "ddp-operator:0.1.0"
+OPERATOR_IMAGE = os.environ.get("OPERATOR_IMAGE", DEFAULT_OPERATOR_IMAGE)
 GPU = "nvidia.com/gpu"
 T = TypeVar("T")
 
@@ -101,14 +103,18 @@ def settings(*pairs: str) -> list[str]:
     return [word for pair in pairs for word in ("--set", pair)]
 
 
-def image_settings(image: str = IMAGE) -> list[str]:
-    """Helm's arguments for an image; none where it is the chart's own default."""
-    if image == DEFAULT_IMAGE:
+def image_settings() -> list[str]:
+    """Helm's arguments for both images; none where they are the chart's own defaults."""
+    return [*_image("image", IMAGE, DEFAULT_IMAGE), *_image("operator.image", OPERATOR_IMAGE, DEFAULT_OPERATOR_IMAGE)]
+
+
+def _image(key: str, image: str, default: str) -> list[str]:
+    if image == default:
         return []
     name, _, digest = image.partition("@")
     if digest:
-        return settings(f"image.repository={name}", f"image.digest={digest}")
+        return settings(f"{key}.repository={name}", f"{key}.digest={digest}")
     repository, _, tag = name.rpartition(":")
     if not repository or "/" in tag:  # that colon was a registry's port, or there was none
         repository, tag = name, "latest"
-    return [*settings(f"image.repository={repository}"), "--set-string", f"image.tag={tag}"]
+    return [*settings(f"{key}.repository={repository}"), "--set-string", f"{key}.tag={tag}"]

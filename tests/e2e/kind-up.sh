@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# A local cluster that can train: kind, the trainer's image, the Kubeflow training operator, and the NVIDIA device plugin where there is a GPU
+# A local cluster that can train: kind, our two images, the Kubeflow training operator, and the NVIDIA device plugin where there is a GPU
 # (or an image of it that runs over a mock driver). Safe to run again: what is there stays. It ends when the API takes a PyTorchJob.
 #
 #   CLUSTER                 its name                                                        ddp-e2e
 #   KIND_NODE_IMAGE         node image                                                      kind's own
 #   TRAINER_IMAGE           loaded into the nodes                                           ddp-trainer:0.1.0
+#   OPERATOR_IMAGE          loaded into the nodes                                           ddp-operator:0.1.0
 #   TRAINING_OPERATOR_IMAGE operator's image, loaded from the local engine                  upstream's, pulled by the nodes
 #   PYTORCH_INIT_IMAGE      image of the init container that the operator gives to workers  upstream's
 #   NVIDIA_PLUGIN_IMAGE     device plugin over a mock driver library, loaded from the local engine
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cluster=${CLUSTER:-ddp-e2e} version=v1.9.4 ready_seconds=120
-trainer=${TRAINER_IMAGE:-ddp-trainer:0.1.0}
+trainer=${TRAINER_IMAGE:-ddp-trainer:0.1.0} operator=${OPERATOR_IMAGE:-ddp-operator:0.1.0}
 kubectl() { command kubectl --context "kind-$cluster" "$@"; }
 say() { echo "kind-up: $*"; }
 fail() { echo "kind-up: $*" >&2; exit 1; }
@@ -22,7 +23,9 @@ for tool in docker kind kubectl; do
   command -v "$tool" >/dev/null || fail "$tool is not on PATH; install it first"
 done
 docker info >/dev/null 2>&1 || fail "the container engine does not answer; start Docker first"
-docker image inspect "$trainer" >/dev/null 2>&1 || fail "there is no image $trainer; run 'make images' first"
+for image in "$trainer" "$operator"; do
+  docker image inspect "$image" >/dev/null 2>&1 || fail "there is no image $image; run 'make images' first"
+done
 
 if ! kind get clusters 2>/dev/null | grep -qx "$cluster"; then
   say "creating cluster $cluster"
@@ -39,7 +42,7 @@ kubectl wait --for=condition=Ready nodes --all --timeout=120s >/dev/null
 say "loading images"
 workers=$(kind get nodes --name "$cluster" | grep -v control-plane | paste -sd,)
 # shellcheck disable=SC2086 # an empty variable is no image
-kind load docker-image --name "$cluster" --nodes "$workers" "$trainer" ${TRAINING_OPERATOR_IMAGE:-} ${PYTORCH_INIT_IMAGE:-} ${NVIDIA_PLUGIN_IMAGE:-} \
+kind load docker-image --name "$cluster" --nodes "$workers" "$trainer" "$operator" ${TRAINING_OPERATOR_IMAGE:-} ${PYTORCH_INIT_IMAGE:-} ${NVIDIA_PLUGIN_IMAGE:-} \
   >"$work/load.log" 2>&1 || { cat "$work/load.log" >&2; fail "images could not be loaded into $workers"; }
 
 say "installing the training operator $version"

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic.alias_generators import to_camel
 
+from ddp_operator.api.trainingrun import CheckpointSpec
 from ddp_trainer.config import FaultToleranceSection, RunConfig
 from ddp_trainer.errors import EXITS
 
@@ -73,6 +75,7 @@ def test_keys_of_the_configuration_that_a_page_names_exist(page):
     known = {leaf for name, field in RunConfig.model_fields.items() for leaf in leaves(field.annotation, name)}
     values = yaml.safe_load((REPOSITORY / "helm" / "values.yaml").read_text())
     known |= {f"{name}.{key}" for name, below in values.items() if isinstance(below, dict) for key in below}
+    known |= {f"checkpoint.{to_camel(key)}" for key in CheckpointSpec.model_fields}  # of a TrainingRun, on the operator's page
     sections = "|".join(RunConfig.model_fields)
     named = re.findall(rf"(?:`|--set )(?:config\.)?((?:{sections})\.\w+)", page.read_text())
     assert {key for key in named if not key.endswith(".py")} <= known

@@ -11,11 +11,13 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "trainer" / "ddp_trainer"
+OPERATOR = REPOSITORY / "operator" / "ddp_operator"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+ALL_MODULES = [*MODULES, *sorted(OPERATOR.rglob("*.py"))]
 TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
 NAMES_THAT_SAY_NOTHING = re.compile(r"util|helper|common|base|misc|manager", re.IGNORECASE)
 
-parametrize = pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+parametrize = pytest.mark.parametrize("module", ALL_MODULES, ids=lambda path: "/".join(path.relative_to(REPOSITORY).parts[2:]))
 
 
 def tree(module):
@@ -43,6 +45,11 @@ def test_the_environment_is_read_by_the_command_line_alone():
     assert found.keys() == allowed.keys()
     assert all(uses is None or found[name] == uses for name, uses in allowed.items())
     assert (PACKAGE / "data" / "cache.py").read_text().count('os.environ.get("XDG_CACHE_HOME")') == 1
+
+
+def test_the_operator_reads_the_environment_in_its_main_alone():
+    found = [module.relative_to(OPERATOR).as_posix() for module in ALL_MODULES[len(MODULES) :] if uses_of_the_environment(module)]
+    assert found == ["main.py"]
 
 
 @parametrize

@@ -17,17 +17,56 @@ import contextlib
 import json
 import shutil
 import sys
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ddp_trainer import config as configuration
 from ddp_trainer.config import RunConfig
 from ddp_trainer.errors import CONFIG_ERROR, DATA_ERROR, ConfigError, DdpError
 
+BROUGHT = "ddp.commands"
+"""The entry-point group by which other parts of the distribution add words to `ddp`: a function each, as one would give to typer."""
+
+
+class Commands(TyperGroup):
+    """Our own commands, then the brought ones. These are looked up only when they are listed or called: a rank must not pay for them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names; a brought command that cannot be imported here is left out."""
+        return [*super().list_commands(ctx), *(entry.name for entry in sorted(entry_points(group=BROUGHT)) if _is_usable(entry))]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, or None."""
+        own = super().get_command(ctx, cmd_name)
+        return own or next((_brought(entry) for entry in entry_points(group=BROUGHT, name=cmd_name)), None)
+
+
+def _brought(entry: EntryPoint) -> Any:
+    try:
+        function = entry.load()
+    except Exception as error:  # whatever a foreign module does when it is imported
+        raise ConfigError(
+            f"the command {entry.name} comes from {entry.value}, which does not load here ({error}); pip install 'ddp-operator[operator]'"
+        ) from error
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    alone.command(entry.name)(function)
+    return typer.main.get_command(alone)
+
+
+def _is_usable(entry: EntryPoint) -> bool:
+    try:
+        return _brought(entry) is not None
+    except ConfigError:
+        return False
+
+
 app = typer.Typer(
     name="ddp",
+    cls=Commands,
     help="Fault-tolerant PyTorch DDP training, from one laptop to a GPU cluster.",
     no_args_is_help=True,
     add_completion=False,

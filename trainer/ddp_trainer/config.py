@@ -205,7 +205,7 @@ class CheckpointSection(Section):
     max_lost_seconds: Seconds = 15.0
     """auto: the interval is never longer than this."""
     memory_every_steps: NonNegative | Literal["auto"] = "auto"
-    """Keep the state in every node's memory at multiples of this step, for faults that leave a node; 0: off.
+    """Keep the state in every node's memory when so many steps have passed since it was kept last, for faults that leave a node; 0: off.
 
     auto: as often as costs less than a hundredth of the time."""
     keep: Annotated[int, Field(ge=2)] = 3

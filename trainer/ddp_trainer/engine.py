@@ -111,6 +111,8 @@ class Hooks:
     evaluated: Callable[[int, dict[str, float]], None]
     keep: Callable[[int], None]
     """(step): the state after `step` is complete, the same on all ranks, and shall be kept."""
+    secure: Callable[[int], None]
+    """(step): it is complete but for the evaluation that begins now, which may take longer than a node that is told to stop has left."""
 
 
 class LeavingError(Exception):
@@ -151,6 +153,8 @@ def train(run: Training, hooks: Hooks) -> dict[str, float]:
 
 
 def _evaluate(run: Training, hooks: Hooks) -> None:
+    run.group.share_buffers(run.model)
+    hooks.secure(run.step)  # who goes on from it begins with the evaluation
     hooks.evaluating()
     run.metrics, run.evaluated_step = evaluate(run, hooks.evaluating), run.step
     hooks.evaluated(run.step, run.metrics)

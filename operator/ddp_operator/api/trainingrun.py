@@ -187,6 +187,21 @@ class Intent(ApiModel):
     """The job's metadata.generation before we suspend it. Ours is the next one; any other means that somebody else changed the job."""
 
 
+class OpenIncident(ApiModel):
+    """What is still being lost, or not yet recovered: the newest ledger entry is its own. Later losses may belong to it."""
+
+    opened_at: datetime
+    last_loss_at: datetime
+    replicas: Annotated[list[Word], Field(max_length=MAX_REPLICAS_REMEMBERED)] = []
+    """Replicas that it took: one that is lost again is another incident."""
+    gathered_at: datetime | None = None
+    """Since when all pods run again; empty: they do not."""
+    is_explained: bool = False
+    """Whether somebody gave the cause, so that a guess from an exit code does not replace it."""
+    lost_steps_before: Count = 0
+    """The trainer's count of lost steps when it opened: the difference is what this incident cost."""
+
+
 class ClaimStatus(ApiModel):
     """A claim that the run uses."""
 
@@ -206,6 +221,8 @@ class TimingStatus(ApiModel):
     pending_since: datetime | None = None
     started_at: datetime | None = None
     """First pod running."""
+    gathered_at: datetime | None = None
+    """First moment of all pods running: the pending deadline ends here."""
     running_at: datetime | None = None
     """First step seen."""
     suspended_at: datetime | None = None
@@ -233,13 +250,24 @@ class TrainingRunStatus(ApiModel):
     replicas: ReplicaStatus = ReplicaStatus()
     restarts: RestartStatus = RestartStatus()
     ledger: Annotated[list[LedgerEntry], Field(max_length=LEDGER_ENTRIES)] = []
+    """The newest last."""
     intent: Intent | None = None
     stopped_by_us: Cause | None = None
     """Set when the operator ended the run; a resume by the user clears it."""
     stopped_generation: Count = 0
     """The job's generation after that stop; another one means that somebody has resumed or changed it."""
+    job_generation: Count = 0
+    """The job's generation when it was last looked at: an older one is a stale read, and a jump by two may hide a pause."""
+    incident: OpenIncident | None = None
+    overdue: Cause | None = None
+    """A budget or deadline that was passed and is only reported: by policy, or because Kueue owns the job."""
+    numbers_written_at: datetime | None = None
+    """When progress, checkpoint and other mere numbers were last renewed here: they are not written more often than they can be read."""
     incarnations: Annotated[dict[str, Word], Field(max_length=MAX_REPLICAS_REMEMBERED)] = {}
-    """Replica (master-0) to the pod last seen there, "<first 8 of its uid>/<restarts of its container>": what tells a replacement."""
+    """Replica (master-0) to the pod last seen there, "<first 8 of its uid>/<restarts of its container>/<its creation>": what tells a replacement.
+
+    A fourth part says that its end is already accounted for: "lost" (in the ledger), "left" (a pause took it), "freed" (by us), "done".
+    """
     claims: Annotated[list[ClaimStatus], Field(max_length=8)] = []
     timing: TimingStatus = TimingStatus()
 

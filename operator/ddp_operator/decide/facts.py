@@ -76,6 +76,8 @@ class JobFacts:
     created_at: float = 0.0
     deleted_at: float = 0.0
     suspend: bool = False
+    suspend_manager: str = ""
+    """Whose field spec.runPolicy.suspend is, by metadata.managedFields; "" is not known. Tells a user's pause from ours."""
     queue: str = ""
     """Kueue's queue-name label: Kueue owns `suspend` then."""
     replicas: dict[str, int] = field(default_factory=dict)
@@ -160,6 +162,8 @@ class ProgressLook:
     answered_at: float = 0.0
     error: str = ""
     """Why the last request failed; "" if it did not."""
+    unanswered_since: float = 0.0
+    """When the first of the requests was sent that have failed in a row since the last answer, on our clock; 0: the last was answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,3 +186,5 @@ class RunFacts:
     is_adopted: bool = False
     pods_are_known: bool = True
     """False until the pods of the namespace were listed once: absence says nothing then."""
+    deleted_at: float = 0.0
+    """metadata.deletionTimestamp of the TrainingRun; 0: not deleted."""

@@ -50,7 +50,8 @@ def full_to_the_end(drill: Drill) -> Iterator[Row]:
         _fill(volume)
         code = run.wait()
         sight.fact(f"exit {code}", code == DATA_ERROR)
-        sight.fact(run.output.strip().splitlines()[-1][-260:], "free space" in run.output)
+        last = run.output.strip().splitlines()[-1]
+        sight.fact(last[-260:], "ended with 3 (data_error)" in last and "free space" in last)
         sight.fact("checkpoint of step 10 intact", (volume / "run" / "checkpoints" / "step-000000010" / "manifest.json").exists())
     yield sight.row(f"volume full from step {FULL_FROM} to the end", f"exit {DATA_ERROR} with a sentence; the last checkpoint stays")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from drill import Drill
 from outcome import lost_steps, newest_on_disk, recovery_seconds
-from runs import wait_until_gone
+from runs import Run, wait_until_gone
 from table import Row, Sight
 
-from cases.survival import DISTURBED_AT, ended, kill_whole
+from cases.survival import DISTURBED_AT, ended, goes_on, kill_whole
 
 DATA_ERROR = 3
 EVERY_STEPS = 10
@@ -115,4 +115,21 @@ def _lost_gang(drill: Drill) -> tuple[Path, int]:
     return home, newest_on_disk(run)
 
 
-CASES = (damaged, flipped, no_latest, all_bad)
+def taken_over(drill: Drill) -> Iterator[Row]:
+    """Another start of this run draws its number while this one goes on, as on a volume that has lost its locks."""
+
+    def disturb(run: Run) -> None:
+        counter = run.run_dir / "attempt"
+        counter.write_text(f"{int(counter.read_text()) + 1}\n")
+        run.until(lambda: "agent 0 left with 162" in run.output, "its end")
+
+    def left(run: Run, sight: Sight) -> None:
+        log = (run.run_dir / "logs" / "agent-0.log").read_text()
+        sight.fact("said why", "has been taken over by another start of this run" in log)
+        sight.fact("wrote nothing on its way out", "could not be written" not in log and not run.of_kind("stop"))
+
+    fault = "the run directory taken over by another start"
+    yield goes_on(drill, fault, disturb, causes=("peer_loss",), plan={"step_seconds": 0.1}, check=left)
+
+
+CASES = (damaged, flipped, no_latest, all_bad, taken_over)

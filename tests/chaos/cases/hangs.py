@@ -63,6 +63,24 @@ def stopped_agent(drill: Drill) -> Iterator[Row]:
     yield goes_on(drill, f"SIGSTOP of agent 2 for {AGENT_STOPPED_STEPS} steps", disturb, causes=(), lost_at_most=0)
 
 
+def stopped_first_agent(drill: Drill) -> Iterator[Row]:
+    """SIGSTOP of the agent with the store in which all meet: the others miss it, stop, and wait for it."""
+
+    def disturb(run: Run) -> None:
+        agent = pid_of(run, "ddp-agent-0")
+        os.kill(agent, signal.SIGSTOP)
+        run.until(lambda: all("waiting for its return" in _log(run, f"agent-{node}") for node in (1, 2, 3)), "the others to miss it")
+        os.kill(agent, signal.SIGCONT)
+
+    def noted(run: Run, sight: Sight) -> None:
+        sight.fact(f"faults noted: {len(run.of_kind('fault'))}", 1 <= len(run.of_kind("fault")) <= 2)
+        sight.fact("agent 0 went on" if "agent 0 left" not in run.output else "agent 0 left", "agent 0 left" not in run.output)
+
+    fault = "SIGSTOP of agent 0 until the others have missed it"
+    # steps that take so long that the run is not over by then
+    yield goes_on(drill, fault, disturb, causes=None, plan={"slow": [DISTURBED_AT, 10]}, check=noted)
+
+
 def stopped_agent_and_dead_rank(drill: Drill) -> Iterator[Row]:
     """A rank dies under an agent that stands still: nobody can say so before the agent goes on."""
 
@@ -70,14 +88,14 @@ def stopped_agent_and_dead_rank(drill: Drill) -> Iterator[Row]:
         agent, rank = pid_of(run, "ddp-agent-2"), pid_of(run, "ddp-rank-2")
         os.kill(agent, signal.SIGSTOP)
         os.kill(rank, signal.SIGKILL)
-        run.until(lambda: "failed" in _log(run, 1) or run.of_kind("fault"), "echo of the dead rank")
+        run.until(lambda: "failed" in _log(run, "rank-1") or run.of_kind("fault"), "echo of the dead rank")
         os.kill(agent, signal.SIGCONT)
 
     yield goes_on(drill, "SIGSTOP of agent 2 while its rank is killed", disturb, causes=("failed_collective",))
 
 
-def _log(run: Run, rank: int) -> str:
-    path = run.run_dir / "logs" / f"rank-{rank}.log"
+def _log(run: Run, name: str) -> str:
+    path = run.run_dir / "logs" / f"{name}.log"
     return path.read_text() if path.exists() else ""
 
 
@@ -112,4 +130,4 @@ def pulses(drill: Drill) -> Iterator[Row]:
     yield sight.row(f"SIGSTOP of rank 3 for 0.5 s, {PULSES} times", "ends with the undisturbed bits; no fault noted", None, 0)
 
 
-CASES = (stopped_rank, stopped_rank_quickly, stopped_agent, stopped_agent_and_dead_rank, slow_machine, pulses)
+CASES = (stopped_rank, stopped_rank_quickly, stopped_agent, stopped_first_agent, stopped_agent_and_dead_rank, slow_machine, pulses)

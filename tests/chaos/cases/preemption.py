@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
-from drill import Drill
+from drill import SETTINGS, STEPS, Drill
 from outcome import lost_steps, newest_on_disk, pid_of, recovery_seconds
 from runs import Run
 from table import Row, Sight
@@ -16,6 +16,8 @@ from table import Row, Sight
 from cases.survival import DISTURBED_AT, ended, goes_on, kill
 
 PREEMPTED = 143
+SAMPLES = 5000
+"""Images of an epoch of the sample data."""
 
 
 def one_agent(drill: Drill) -> Iterator[Row]:
@@ -66,6 +68,57 @@ def while_it_starts(drill: Drill) -> Iterator[Row]:
         kill("ddp-agent-1", signum=signal.SIGTERM)(run)
 
     yield goes_on(drill, "SIGTERM of agent 1 before the first step", disturb, causes=("preemption",), lost_at_most=0, at_step=0)
+
+
+def while_it_evaluates(drill: Drill) -> Iterator[Row]:
+    """SIGTERM in an evaluation that takes longer than the grace: the step before it is in every node's memory."""
+    held, at = drill.new_folder("held"), 30
+    held.touch()
+
+    def disturb(run: Run) -> None:
+        run.until(lambda: run.progress["phase"] == "evaluating", "evaluation")
+        kill("ddp-agent-2", signum=signal.SIGTERM)(run)
+        run.until(lambda: f"agent 2 left with {PREEMPTED}" in run.output, "its end")
+        held.unlink()
+
+    def evaluated(run: Run, sight: Sight) -> None:
+        steps = [event["step"] for event in run.of_kind("evaluate")]
+        sight.fact(f"evaluated after steps {steps}", steps == [at, STEPS])
+
+    settings = {
+        "fault_tolerance.preemption_grace_seconds": 4,
+        "telemetry.eval_every_epochs": at * SETTINGS["data.global_batch"] / SAMPLES,
+        "checkpoint.memory_every_steps": 50,
+        "checkpoint.every_steps": 50,
+    }
+    plan = {"evaluation_waits": str(held)}
+    fault = "SIGTERM of agent 2 in an evaluation longer than the grace"
+    yield goes_on(drill, fault, disturb, causes=("preemption",), lost_at_most=0, settings=settings, plan=plan, at_step=at, check=evaluated)
+
+
+def when_it_has_finished(drill: Drill) -> Iterator[Row]:
+    """SIGTERM of a node whose ranks have done all there was to do, while node 0 still writes; and of the whole run then."""
+
+    def saving(run: Run) -> None:
+        run.until(lambda: run.progress["phase"] == "saving", "last save")
+        run.until(lambda: sum(role == "rank" for role in run.processes().values()) == 1, "end of all ranks but rank 0")
+
+    def one(run: Run) -> None:
+        saving(run)
+        kill("ddp-agent-2", signum=signal.SIGTERM)(run)
+
+    def whole(run: Run) -> None:
+        saving(run)
+        os.kill(run.pid, signal.SIGTERM)
+
+    def left(run: Run, sight: Sight) -> None:
+        codes = [words["exit"] for words in run.words_of_agents()]
+        sight.fact(f"agents left with {codes}", codes == [0] * 4)
+
+    slow = {"checkpoint.write_megabytes_per_second": 0.02, "checkpoint.every_steps": 40}
+    for who, fault in (("agent 2", one), ("the whole run", whole)):
+        words = f"SIGTERM of {who} when only the last checkpoint is still to be written"
+        yield goes_on(drill, words, fault, causes=(), lost_at_most=0, settings=slow, check=left)
 
 
 def impatient(drill: Drill) -> Iterator[Row]:
@@ -124,4 +177,16 @@ def _stopped(drill: Drill, fault: str, disturb: Callable[[Run], object]) -> Row:
     return sight.row(fault, expected, recovery_seconds(again, since), lost)
 
 
-CASES = (one_agent, first_agent, slurm_warning, all_leave, while_it_starts, impatient, everybody, everybody_twice, whole_tree)
+CASES = (
+    one_agent,
+    first_agent,
+    slurm_warning,
+    all_leave,
+    while_it_starts,
+    while_it_evaluates,
+    when_it_has_finished,
+    impatient,
+    everybody,
+    everybody_twice,
+    whole_tree,
+)

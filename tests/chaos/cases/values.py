@@ -38,6 +38,23 @@ def passed_over(drill: Drill) -> Iterator[Row]:
     yield sight.row(f"NaN in step {AT}, on_divergence=skip", "goes on; that step alone is passed over", None, lost_steps(run))
 
 
+def spoilt(drill: Drill) -> Iterator[Row]:
+    """A state that is not finite is kept in every node's memory before the loss shows it: nobody goes on from it."""
+    reference = drill.undisturbed()
+    once, shown = drill.new_folder("once"), AT + 2
+    plan = {"poison": [AT - 1, str(once)], "nan_at": shown}
+    settings = {"fault_tolerance.on_divergence": "skip", "checkpoint.memory_every_steps": 1}
+    run, sight = _ended(drill, plan, settings), Sight()
+    sight.fact(f"exit {run.code}", run.code == 0)
+    sight.fact("the statistics were spoilt" if once.exists() else "nothing was spoilt", once.exists())
+    state = state_of(run, STEPS)
+    bad = [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]
+    sight.fact("finite" if state and not bad else f"not finite: {bad}", state.keys() == reference.keys() and not bad)
+    sight.fact(f"{len(run.of_kind('fault'))} fault", len(run.of_kind("fault")) == 1)
+    fault = f"NaN in the norm statistics after step {AT}, in the loss in step {shown}, on_divergence=skip"
+    yield sight.row(fault, "goes on from before it; that step alone is passed over; the end is finite", None, lost_steps(run))
+
+
 def same_exception(drill: Drill) -> Iterator[Row]:
     """The user's code raises at the same step every time."""
     run, sight = _ended(drill, {"raise_at": AT}), Sight()
@@ -62,4 +79,4 @@ def _ended(drill: Drill, plan: dict[str, Any], settings: dict[str, Any] | None =
     return run
 
 
-CASES = (not_finite, passed_over, same_exception, same_death)
+CASES = (not_finite, passed_over, spoilt, same_exception, same_death)

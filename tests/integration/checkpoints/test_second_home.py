@@ -13,7 +13,7 @@ from ddp_trainer.checkpoint import mirror as mirror_module
 from ddp_trainer.checkpoint.manifest import MANIFEST_NAME
 from ddp_trainer.checkpoint.mirror import Mirror
 from ddp_trainer.checkpoint.store import CheckpointStore
-from ddp_trainer.errors import ConfigError, PeerLostError
+from ddp_trainer.errors import ConfigError, DataError, PeerLostError
 
 PATIENCE_SECONDS = 60
 
@@ -105,6 +105,74 @@ def test_a_copy_that_is_not_whole_is_passed_over_for_an_older_one(home, store, e
 def test_a_place_where_nothing_was_copied_yet_has_nothing_and_says_nothing(home, empty, caplog):
     assert Mirror(home).fetch_newest(empty) is None
     assert not [record for record in caplog.records if record.name.startswith("ddp_trainer")]
+
+
+@pytest.fixture
+def withheld(monkeypatch):
+    """Names in a second home that are listed, and not given, as by a network that is down."""
+    names, real = [], Mirror._open
+
+    def opened(self):
+        files, root = real(self)
+        give = type(files).get_file
+
+        def get_file(path, target, **options):
+            if any(name in path for name in names):
+                raise ConnectionError("the network is down")
+            return give(files, path, target, **options)
+
+        files.get_file = get_file
+        return files, root
+
+    monkeypatch.setattr(Mirror, "_open", opened)
+    return names
+
+
+@pytest.mark.parametrize("part", ["step-", ".safetensors"])
+def test_copies_that_are_listed_and_cannot_be_fetched_let_no_run_begin_anew(home, store, empty, withheld, part):
+    copy(Mirror(home), store, 1, 2)
+    withheld.append(part)
+    with pytest.raises(PeerLostError, match=r"lists some but does not give one \(step-000000002: ConnectionError: the network is down\)"):
+        Mirror(home).fetch_newest(empty)
+    assert list(empty.root.iterdir()) == []
+    withheld.clear()
+    assert Mirror(home).fetch_newest(empty) == 2
+
+
+def test_of_copies_of_which_some_can_be_fetched_the_newest_such_is_taken(home, store, empty, withheld, caplog):
+    copy(Mirror(home), store, 1, 2)
+    withheld.append("step-000000002")
+    assert Mirror(home).fetch_newest(empty) == 1
+    assert "step-000000002 cannot be used (ConnectionError: the network is down)" in caplog.text
+
+
+def spoil(home, *steps):
+    files, root = at(home)
+    for step in steps:
+        files.pipe_file(f"{root}/step-{step:09d}/model.safetensors", b"rubbish")
+
+
+def test_where_no_copy_verifies_that_is_said_and_no_run_begins_anew(home, store, empty):
+    copy(Mirror(home), store, 1, 2)
+    spoil(home, 1, 2)
+    with pytest.raises(DataError, match=r"none of those in its second home .* verifies \(step-000000002: model\.safetensors: 7 bytes, the"):
+        Mirror(home).fetch_newest(empty)
+    assert list(empty.root.iterdir()) == []
+
+
+def test_a_good_copy_may_be_among_those_that_cannot_be_fetched_so_it_is_waited_for(home, store, empty, withheld):
+    copy(Mirror(home), store, 1, 2)
+    spoil(home, 2)
+    withheld.append("step-000000001")
+    with pytest.raises(PeerLostError, match="step-000000001: ConnectionError"):
+        Mirror(home).fetch_newest(empty)
+
+
+def test_where_every_copy_broke_off_nothing_was_ever_kept(home, store, empty):
+    copy(Mirror(home), store, 1)
+    files, root = at(home)
+    files.rm_file(f"{root}/step-000000001/{MANIFEST_NAME}")
+    assert Mirror(home).fetch_newest(empty) is None
 
 
 @pytest.mark.parametrize("fails_at", ["ema.safetensors", "model.safetensors", "state.json", MANIFEST_NAME])
@@ -217,9 +285,9 @@ def test_a_server_that_is_gone_ends_no_training_but_lets_none_begin_anew(store, 
         mirror.fetch_newest(empty)
 
 
-def test_a_full_volume_is_logged_and_leaves_no_half_checkpoint(home, store, empty, caplog, monkeypatch):
+def test_a_full_volume_is_an_error_of_its_own_and_gets_no_half_checkpoint(home, store, empty, monkeypatch):
     copy(Mirror(home), store, 1)
     monkeypatch.setattr(CheckpointStore, "adopt", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    assert Mirror(home).fetch_newest(empty) is None
-    assert "No space left on device" in caplog.text
+    with pytest.raises(DataError, match=r"step-000000001 cannot be fetched into .*: No space left on device; free space there"):
+        Mirror(home).fetch_newest(empty)
     assert list(empty.root.iterdir()) == []

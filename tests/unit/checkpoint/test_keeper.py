@@ -122,6 +122,24 @@ def test_durability_can_be_asked_for_when_nothing_is_due(bench):
     assert (bench.wanted(), keeper.last_asked, keeper.last_durable_step) == (5, 5, 5)
 
 
+def test_what_is_secured_before_an_evaluation_waits_for_it_until_it_becomes_durable(bench):
+    keeper = bench.keeper(every_seconds=10)
+    bench.now += 10
+    keeper.secure(5)
+    assert (bench.memory.newest().step, bench.wanted()) == (5, None)
+    keeper.keep(5)
+    assert bench.wanted() == 5
+    assert [step for step, _ in bench.told] == [5, 5]
+
+
+def test_a_state_that_is_there_is_not_secured_again(bench):
+    keeper = bench.keeper(last_step=4)
+    keeper.secure(4)  # resumed there
+    keeper.keep(6)
+    keeper.secure(6)
+    assert [step for step, _ in bench.told] == [6]
+
+
 def test_only_rank_0_asks_for_the_disk_and_the_others_only_keep(bench):
     keeper = bench.keeper(leads=False, every_steps=1)
     keeper.keep(1)

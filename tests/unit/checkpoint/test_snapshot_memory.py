@@ -105,8 +105,20 @@ def test_what_is_held_survives_a_restart_of_the_ranks_and_goes_with_another_mode
     mine.reserve(IMAGE, 2)
     take(mine, 8)
     assert value(again, again.newest()) == 8
-    again.forget()
-    assert mine.newest() is None
+
+
+def test_what_is_forgotten_is_gone_for_all_and_leaves_what_was_written_over_it_alone():
+    mine = memory(slots=2)
+    first = take(mine, 7)
+    take(mine, 8)
+    theirs = SnapshotMemory(mine.descriptor)
+    assert [snapshot.step for snapshot in theirs.snapshots()] == [8, 7]
+    mine.forget(mine.newest())
+    assert theirs.newest() == first
+    take(mine, 9)
+    take(mine, 10)
+    mine.forget(first)
+    assert [snapshot.step for snapshot in theirs.snapshots()] == [10, 9]
 
 
 def test_leaving_and_attempts_are_told_across_processes():

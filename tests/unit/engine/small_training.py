@@ -102,6 +102,7 @@ class Diary:
             evaluating=write("evaluating"),
             evaluated=write("evaluated"),
             keep=write("keep"),
+            secure=write("secure"),
             wish=self.wish,
         )
 

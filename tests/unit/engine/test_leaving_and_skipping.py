@@ -53,7 +53,7 @@ def test_leaving_does_not_wait_for_an_evaluation_and_the_next_ranks_begin_with_i
     assert before.entries[-1] == ("keep", 5)
     later, after = successor(run), Diary()
     metrics = train(later, after.hooks())
-    assert after.entries[0] == ("evaluating",)
+    assert after.entries[:2] == [("secure", 5), ("evaluating",)]
     assert after.of("evaluated") == whole.of("evaluated")
     assert metrics == undisturbed.metrics
     assert same(parameters(later), parameters(undisturbed))
@@ -82,6 +82,30 @@ def test_the_state_is_kept_when_it_is_wished_and_at_the_end_and_after_the_evalua
     told = [entry[:2] for entry in diary.entries]
     assert told.index(("evaluated", 5)) < told.index(("keep", 5))
     assert told.index(("evaluated", 10)) < told.index(("keep", 10))
+
+
+def test_the_state_is_secured_before_each_evaluation_and_is_what_the_next_ranks_go_on_from():
+    class TimeUpError(Exception):
+        pass
+
+    undisturbed, run, secured = training(), training(), {}
+    train(undisturbed, Diary().hooks())
+    state = RunState(run.model, run.optimizer, run.ema)
+
+    def secure(step):
+        secured.update(step=step, state={name: tensor.clone() for name, tensor in state.tensors().items()})
+
+    def evaluating():
+        raise TimeUpError
+
+    with pytest.raises(TimeUpError):
+        train(run, engine.Hooks(**{**vars(Diary(lambda _: Words()).hooks()), "secure": secure, "evaluating": evaluating}))
+    assert secured["step"] == run.step == 5
+    state.restore(secured["state"])
+    later = successor(run)
+    train(later, Diary().hooks())
+    assert same(parameters(later), parameters(undisturbed))
+    assert later.metrics == undisturbed.metrics
 
 
 def test_ranks_are_asked_for_their_wishes_once_before_each_step():

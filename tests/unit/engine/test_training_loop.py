@@ -28,7 +28,7 @@ def test_the_outside_is_told_of_everything_in_order():
     run, diary = training(optim__epochs=2), Diary()
     metrics = train(run, diary.hooks())
     assert [entry[0] for entry in diary.entries[:3]] == ["stepped", "measured", "keep"]
-    assert [entry[0] for entry in diary.entries[-6:]] == ["stepped", "measured", "evaluating", "evaluating", "evaluated", "keep"]
+    assert [entry[0] for entry in diary.entries[-7:]] == ["stepped", "measured", "secure", "evaluating", "evaluating", "evaluated", "keep"]
     assert [(step, samples) for step, samples, _ in diary.of("stepped")] == [(step, 8) for step in range(1, 11)]
     assert diary.of("keep") == [(step,) for step in range(1, 11)]
     assert [step for step, _ in diary.of("evaluated")] == [5, 10]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ from ddp_trainer.launchers import local
 from ddp_trainer.launchers.guard import claim
 from ddp_trainer.launchers.local import Local, free_port
 from ddp_trainer.launchers.view import View
+from ddp_trainer.resilience.entrypoint import _leave_words
 from ddp_trainer.resilience.zygote import Death
 
 
@@ -31,6 +34,7 @@ def planned(tmp_path, *settings, environment=None, nodes=2):
     config = load(None, [f"distributed.nodes={nodes}", "telemetry.port=0", f"run.root={tmp_path}", "data.micro_batches=8", *settings])
     made = Local(config, environment or {}, View())
     made._memories = list(range(100, 100 + nodes))  # descriptors; nothing is started
+    made._last_words = [os.memfd_create("last-words") for _ in range(nodes)]
     made._agents = made._plan(config.run_dir / "logs")
     return made
 
@@ -189,7 +193,7 @@ class Quiet(View):
         pass
 
 
-def watched(tmp_path, *deaths, nodes=3):
+def watched(tmp_path, *deaths, nodes=3, signum=0):
     """Agents 0, 1 and 2 have the process numbers 1, 2 and 3; the next ones started have 4 and so on. Gives code and starts again."""
     made = planned(tmp_path, "data.global_batch=96", "data.micro_batches=24", nodes=nodes)
     made.view = Quiet()
@@ -197,12 +201,14 @@ def watched(tmp_path, *deaths, nodes=3):
     nursery = Nursery(*deaths)
     for agent in made._agents:
         made._start(nursery, agent)
+    made._signal = signum
     return made._watch(nursery), nursery.spawned - nodes
 
 
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(local.Local, "_stop_seconds", 0.05)
+    monkeypatch.setattr(local, "LATE_SECONDS", 0.05)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +228,33 @@ def impatient(monkeypatch):
 )
 def test_the_code_of_the_whole_and_who_is_started_again(gpus, impatient, tmp_path, what, deaths, code, restarts):
     assert watched(tmp_path, *(Death(*death) for death in deaths)) == (code, restarts)
+
+
+def test_who_is_late_for_the_end_of_a_finished_run_is_not_given_the_time_to_save(gpus, monkeypatch, tmp_path):
+    monkeypatch.setattr(local.Local, "_stop_seconds", 10**6)
+    monkeypatch.setattr(local, "LATE_SECONDS", 0.05)
+    assert watched(tmp_path, Death(2, -9), Death(3, 0), Death(1, 0)) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("what", "deaths", "code"),
+    [("it finishes all the same", [(2, 0), (1, 0), (3, 0)], 0), ("node 0 does not", [(2, 0), (3, 0), (1, 143)], 143)],
+)
+def test_a_run_that_is_told_to_stop_when_it_has_finished_has_finished(gpus, tmp_path, what, deaths, code):
+    assert watched(tmp_path, *(Death(*death) for death in deaths), signum=signal.SIGTERM) == (code, 0)
+
+
+def test_last_words_are_read_from_memory_where_the_volume_could_not_take_them(gpus, tmp_path):
+    made = planned(tmp_path, nodes=2)
+    node = made._agents[1].node
+    assert made._words() == {}
+    _leave_words(node, {"exit": 3, "message": "the volume is full"})  # whose folder does not exist
+    assert made._words() == {"message": "the volume is full", "exit": 3}
+    made.config.run_dir.joinpath("logs").mkdir(parents=True)
+    Path(node.ending).touch()  # room for a name, and none for words
+    assert made._words()["message"] == "the volume is full"
+    made._start(Nursery(), made._agents[1])
+    assert made._words() == {}, "they were the words of the agent before"
 
 
 # --- one run at a time ------------------------------------------------------------------------------------------------------------------

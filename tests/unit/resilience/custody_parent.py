@@ -14,7 +14,7 @@ from typing import Any
 from ddp_trainer.checkpoint.snapshot import SnapshotMemory
 from ddp_trainer.resilience.zygote import Death, Zygote
 
-BENCHES = 32
+BENCHES = 64
 
 descriptors = [SnapshotMemory.create() for _ in range(BENCHES)]  # before the fork, so that writers inherit them
 zygote = Zygote.fork(["ddp_trainer.resilience.persister"])
@@ -23,6 +23,7 @@ import torch  # noqa: E402
 from restore_ranks import keep, meta_of, state_of  # noqa: E402
 
 from ddp_trainer.config import RunConfig  # noqa: E402
+from ddp_trainer.resilience import custody as custody_module  # noqa: E402
 from ddp_trainer.resilience.custody import Custody  # noqa: E402
 from ddp_trainer.telemetry.facts import FactsPage  # noqa: E402
 
@@ -44,7 +45,9 @@ class Bench:
         page = FactsPage.create(Path(root) / "facts", slots=SLOT + 1)
         self.memory.begin_attempt(attempt)
         log = Path(root) / "writer.log"
-        self.custody = Custody(self.memory, page, SLOT, zygote, config if leads else None, {"PATH": os.environ["PATH"]}, log)
+        self.alarms, self.now = [], 0.0
+        where = (self.memory, page, SLOT, zygote, config if leads else None, {"PATH": os.environ["PATH"]}, log)
+        self.custody = Custody(*where, alarm=self.alarms.append, clock=lambda: self.now)
 
     def begin_attempt(self, attempt: int) -> None:
         self.memory.begin_attempt(attempt)
@@ -75,11 +78,26 @@ class Bench:
         return [self.custody.write_newest(bound_seconds, lambda: times.append(1)), len(times)]
 
     def deaths(self, count: int) -> list[bool]:
-        """For each of the next deaths, whether custody says that it was the writer."""
+        """Wait until custody has said so often that it was its writer that died; others' are another test's."""
         found: list[bool] = []
         while len(found) < count:
-            found += [self.custody.is_writers(death) for death in zygote.deaths(1.0)]
+            found += [True for death in zygote.deaths(1.0) if self.custody.is_writers(death)]
         return found
+
+    def look_after(self, seconds: float) -> int | None:
+        """The agent looks again so much later; the writer's pid then."""
+        self.now += seconds
+        self.custody.look()
+        return self.custody._writer
+
+    def heard_alarms(self) -> list[str]:
+        return self.alarms
+
+    def close(self, left_seconds: float) -> int | None:
+        """The end with so much time left, where without that bound it would take for ever; the writer's pid after it."""
+        custody_module.END_SECONDS = 10.0**6
+        self.custody.close(lambda: left_seconds)
+        return self.custody._writer
 
     def is_writers(self, pid: int) -> bool:
         return self.custody.is_writers(Death(pid, 0))

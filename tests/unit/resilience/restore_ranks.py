@@ -88,7 +88,7 @@ def put_on_disk(store: CheckpointStore, state: RunState, step: int) -> None:
 
 
 STATES = {
-    # name: ((seed, step) of each rank's memory or None, (seed, step) on disk or None)
+    # name: ((seed, step, ...) of each rank's memory or None, (seed, step) on disk or None); a seed below 0: not good
     "rank 0 lacks it": ((None, (71, 7)), None),
     "rank 1 lacks it": (((70, 7), None), None),
     "rank 1 has an older one": (((70, 7), (51, 5)), None),
@@ -99,6 +99,9 @@ STATES = {
     "the disk is newer and bad": (((70, 7), (70, 7)), (-90, 9)),
     "only the disk has something": ((None, None), (90, 9)),
     "nothing anywhere": ((None, None), None),
+    "rank 0's newest is not finite": (((70, 7, -80, 8), (70, 7)), None),
+    "nobody's newest is finite": (((70, 7, -80, 8), (70, 7, -80, 8)), None),
+    "nothing in memory is finite": (((-70, 7, -80, 8), (-80, 8)), (50, 5)),
 }
 
 
@@ -107,10 +110,18 @@ def found(group: Group) -> dict[str, Any]:
     return {name: _find(group, held[group.rank], on_disk) for name, (held, on_disk) in STATES.items()}
 
 
-def _find(group: Group, held: tuple[int, int] | None, on_disk: tuple[int, int] | None) -> dict[str, Any]:
+def poisoned(state: RunState, name: str = "model.1.running_var") -> RunState:
+    """With a NaN in one tensor: norm statistics are the first to have one."""
+    with torch.no_grad():
+        tensor = state.tensors()[name]
+        tensor[(-1,) * tensor.ndim] = float("nan")
+    return state
+
+
+def _find(group: Group, held: tuple[int, ...] | None, on_disk: tuple[int, int] | None) -> dict[str, Any]:
     memory, loads = empty(), []
-    if held:
-        keep(memory, state_of(held[0]), held[1])
+    for seed, step in zip((held or ())[::2], (held or ())[1::2], strict=True):
+        keep(memory, state_of(seed) if seed > 0 else poisoned(state_of(-seed)), step)
     with tempfile.TemporaryDirectory() as folder:
         store = CheckpointStore(Path(folder))
         if on_disk and group.rank == 0:
@@ -127,7 +138,6 @@ def _find(group: Group, held: tuple[int, int] | None, on_disk: tuple[int, int] |
     state = state_of(900 + group.rank, steps=0)
     before = digest(state)
     restore.put(origin, state, group)
-    memory.forget()
     return {
         "source": origin.source,
         "step": origin.meta["step"],

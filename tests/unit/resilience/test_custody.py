@@ -5,19 +5,6 @@ from __future__ import annotations
 import signal
 
 import pytest
-from writers import Parent
-
-
-@pytest.fixture(scope="module")
-def parent():
-    made = Parent()
-    yield made
-    made.end()
-
-
-@pytest.fixture
-def bench(parent, tmp_path):
-    return parent.bench(tmp_path)
 
 
 def test_a_dead_writer_is_replaced_as_often_as_it_dies(bench):
@@ -30,6 +17,35 @@ def test_a_dead_writer_is_replaced_as_often_as_it_dies(bench):
     assert len(set(pids)) == 4
     bench.until_written(bench.keep(4, 4, True))
     assert bench.store.steps() == [2, 3, 4]
+
+
+def test_a_writer_that_dies_and_dies_again_is_replaced_after_longer_and_longer_pauses_with_one_alarm(bench):
+    bench.begin()
+    for deaths, pause in enumerate((0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0), start=1):
+        bench.signal(signal.SIGKILL)
+        assert bench.deaths(1) == [True]
+        if pause:
+            assert bench.look_after(pause * 0.9) is None
+        assert bench.look_after(pause * 0.2) is not None
+        assert len(bench.heard_alarms()) == (deaths >= 3)
+    (alarm,) = bench.heard_alarms()
+    assert "the background writer has died 3 times in a row without writing anything, the last time by signal 9" in alarm
+
+
+@pytest.mark.parametrize("healthy", ["it wrote something", "it lived long"])
+def test_a_healthy_writers_death_ends_the_row(bench, healthy):
+    bench.begin()
+    for _ in range(3):
+        bench.signal(signal.SIGKILL)
+        bench.deaths(1)
+        bench.look_after(10)
+    if healthy == "it wrote something":
+        bench.until_written(bench.keep(70, 7, True))
+    else:
+        bench.look_after(60)
+    bench.signal(signal.SIGKILL)
+    bench.deaths(1)
+    assert bench.writer() is not None, "replaced at once"
 
 
 def test_the_death_of_a_rank_is_not_the_writers(bench):
@@ -92,6 +108,13 @@ def test_a_writer_that_stands_still_is_waited_for_no_longer_than_the_bound(bench
     bench.signal(signal.SIGCONT)
     assert bench.write_newest(60)[0] is True
     assert bench.store.steps() == [7, 8]
+
+
+def test_a_writer_that_does_not_end_in_what_is_left_of_the_time_is_killed(bench):
+    bench.begin()
+    bench.until_written(bench.keep(70, 7, True))
+    bench.signal(signal.SIGSTOP)
+    assert bench.close(0.0) is None
 
 
 def test_a_write_that_fails_is_not_waited_for(bench):

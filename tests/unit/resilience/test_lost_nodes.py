@@ -13,7 +13,7 @@ from processes import PATIENCE_SECONDS
 
 from ddp_trainer.errors import PeerLostError
 from ddp_trainer.launchers.local import free_port
-from ddp_trainer.resilience import agent_store
+from ddp_trainer.resilience import agent_store, rendezvous
 from ddp_trainer.resilience.rendezvous import GenerationBarrier, StoreLostError
 
 NODES = 4
@@ -184,6 +184,19 @@ def test_no_question_to_a_silent_store_is_waited_for_without_a_bound(host, monke
         ask_until_lost(node, QUESTIONS[question])
     with pytest.raises(StoreLostError, match=r"is gone$"):  # at once from here on: the bound is not paid for every question
         node.is_superseded()
+
+
+def test_a_node_that_has_to_leave_soon_does_not_wait_as_long_for_a_silent_store(host, monkeypatch):
+    node = host.node()
+    node._connect(float("inf"))
+    monkeypatch.setattr(agent_store, "OPERATION_SECONDS", PATIENCE_SECONDS * 10)
+    monkeypatch.setattr(rendezvous, "FAREWELL_SECONDS", PATIENCE_SECONDS * 10)
+    monkeypatch.setattr(rendezvous, "HURRY_SECONDS", 0.25)
+    node.hurry(0.0)
+    host.signal(signal.SIGSTOP)
+    with pytest.raises(StoreLostError, match=r"did not answer within 0\.25 s$"):
+        ask_until_lost(node, QUESTIONS["post_fault"])
+    node.farewell()
 
 
 def test_a_store_that_is_silent_when_one_connects_is_named_within_the_bound(host, monkeypatch):

@@ -8,7 +8,6 @@ import subprocess
 
 import pytest
 from restore_ranks import digest, state_of
-from writers import Parent
 
 from ddp_trainer.checkpoint.state import RunState
 from ddp_trainer.telemetry.events import read_events
@@ -16,18 +15,6 @@ from ddp_trainer.telemetry.events import read_events
 SLOW = {"checkpoint.write_megabytes_per_second": 0.5}
 WIDE = 2000
 """A state of this width takes 0.8 MB: seconds for a slow writer."""
-
-
-@pytest.fixture(scope="module")
-def parent():
-    made = Parent()
-    yield made
-    made.end()
-
-
-@pytest.fixture
-def bench(parent, tmp_path):
-    return parent.bench(tmp_path)
 
 
 def on_disk(store, width=4):

@@ -9,7 +9,7 @@ import torch
 from gang import ranks
 from hypothesis import given
 from hypothesis import strategies as st
-from restore_ranks import STATES, digest, empty, keep, meta_of, put_on_disk, state_of
+from restore_ranks import STATES, digest, empty, keep, meta_of, poisoned, put_on_disk, state_of
 
 from ddp_trainer.checkpoint.store import CheckpointStore
 from ddp_trainer.distributed import Group, Place
@@ -113,6 +113,35 @@ def test_what_was_set_aside_on_the_way_is_told(tmp_path):
     assert [step for step, _ in origin.quarantined] == [9]
 
 
+@pytest.mark.parametrize("name", ["model.1.running_mean", "model.0.weight", "optimizer.3.bias.momentum_buffer", "ema.0.weight"])
+def test_a_state_in_memory_that_is_not_finite_is_passed_over_for_the_one_before_it_and_written_over_first(name):
+    memory, good = empty(), state_of(1)
+    keep(memory, good, 7)
+    keep(memory, poisoned(state_of(2), name), 8)
+    origin = restore.find(ALONE, memory, NOTHING, refuse)
+    assert (origin.source, origin.meta["step"]) == ("memory", 7)
+    fresh = state_of(3, steps=0)
+    restore.put(origin, fresh, ALONE)
+    assert digest(fresh) == digest(good)
+    keep(memory, state_of(4), 8)
+    assert [snapshot.step for snapshot in memory.snapshots()] == [8, 7], "a rank that dies in that write has the good one to go back to"
+
+
+def test_large_numbers_whose_sum_overflows_are_a_state_like_any_other():
+    memory, large = empty(), state_of(1)
+    large.tensors()["model.3.weight"].fill_(3e38)
+    keep(memory, large, 7)
+    assert restore.find(ALONE, memory, NOTHING, refuse).meta["step"] == 7
+
+
+def test_a_checkpoint_that_is_not_finite_is_set_aside_for_an_older_one(tmp_path):
+    store = CheckpointStore(tmp_path)
+    put_on_disk(store, state_of(5), 5)
+    put_on_disk(store, poisoned(state_of(9)), 9)
+    origin = restore.find(ALONE, empty(), 9, lambda above: store.load_newest(newer_than=above))
+    assert (origin.meta["step"], origin.quarantined) == (5, ((9, "model.1.running_var is not finite"),))
+
+
 def test_with_nothing_anywhere_the_run_begins_at_step_0_with_what_the_model_is():
     origin = restore.find(ALONE, empty(), NOTHING, refuse)
     assert (origin.source, origin.meta["step"], origin.is_sent) == ("nothing", 0, False)
@@ -149,6 +178,9 @@ def two():
         ("the disk is older", "memory", 7, 70, True),
         ("the disk is newer and bad", "memory", 7, 70, False),
         ("only the disk has something", "disk", 9, 90, True),
+        ("rank 0's newest is not finite", "memory", 7, 70, False),
+        ("nobody's newest is finite", "memory", 7, 70, False),
+        ("nothing in memory is finite", "disk", 5, 50, True),
     ],
 )
 def test_all_ranks_get_the_newest_state_bit_for_bit_whoever_had_it(what, source, step, seed, is_sent):
@@ -170,6 +202,7 @@ def test_only_rank_0_reads_the_disk_and_only_what_is_newer_than_the_memories():
         "the disk is newer": [7],
         "the disk is newer and bad": [7],
         "only the disk has something": [NOTHING],
+        "nothing in memory is finite": [NOTHING],
     }
     assert all(seen["loads"] == [] for seen in two()[1].values())
     assert two()[0].keys() == STATES.keys()

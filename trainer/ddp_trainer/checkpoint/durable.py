@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from ddp_trainer.syncing import sync_folder
 
 TEMPORARY = ".tmp-"
 """Names that begin so are nobody's yet, and are cleared by the next writer."""
@@ -52,28 +52,6 @@ def write_hashed(path: Path, buffers: Iterable[memoryview | bytes], pace: Callab
         file.flush()
         os.fsync(file.fileno())
     return size, digest.hexdigest()
-
-
-def sync_file(path: Path) -> None:
-    """Make the content of a file durable that somebody else has written."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems refuse to sync a folder, and then need not
-            raise
-    finally:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
 
 
 class Pace:

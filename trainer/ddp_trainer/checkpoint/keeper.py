@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ddp_trainer.checkpoint.image import Image
+from ddp_trainer.checkpoint.pinning import pin
 from ddp_trainer.checkpoint.schedule import Schedule
 from ddp_trainer.checkpoint.snapshot import SnapshotMemory
 from ddp_trainer.checkpoint.state import RunState
@@ -60,7 +61,17 @@ class Keeper:
 
     def keep(self, step: int, *, durable: bool = False) -> None:
         """Take a snapshot of the state after `step`; on rank 0 it becomes durable if that is due, or asked for here."""
-        durable = self.leads and (durable or self._durable_is_due(step))
+        self._keep(step, durable=self.leads and (durable or self._durable_is_due(step)))
+
+    def secure(self, step: int) -> None:
+        """Take a snapshot of the state after `step`, where there is none, that does not become durable: an evaluation is still to come.
+
+        The checkpoint of this step, if one is due, is made from the snapshot after it, which has the metrics by which the best is known.
+        """
+        if step > self.last_step:
+            self._keep(step, durable=False)
+
+    def _keep(self, step: int, *, durable: bool) -> None:
         self.last_step = step
         if self.memory is not None:
             self._reserve(self.memory)  # once; not part of what a snapshot costs
@@ -91,5 +102,7 @@ class Keeper:
         assert self._image is not None
         assert self.memory is not None
         if slot not in self._views:
-            self._views[slot] = self._image.views(self.memory.block(slot))
+            block = self.memory.block(slot)
+            self._views[slot] = self._image.views(block)
+            pin(block, self.state.device)
         self.state.copy_to(self._views[slot])

@@ -107,11 +107,15 @@ def _read(folder: Path) -> tuple[Manifest, dict[str, Tensor], dict[str, Any]]:
     """
     from safetensors.torch import load_file
 
+    from ddp_trainer.checkpoint.finite import not_finite
+
     manifest = verify(folder)
     files = [folder / name for name in manifest.files if name.endswith(TENSORS_SUFFIX)]
     if not files:
         raise BadCheckpointError("there are no tensors in the manifest")
     tensors = {f"{file.stem}.{name}": tensor for file in files for name, tensor in load_file(file).items()}
+    if name := not_finite(tensors):  # this program writes none, but others may: every start from it would fail the same way
+        raise BadCheckpointError(f"{name} is not finite")
     extra = json.loads((folder / STATE_NAME).read_bytes()) if STATE_NAME in manifest.files else {}
     if not isinstance(extra, dict):
         raise BadCheckpointError(f"{STATE_NAME} is not a mapping")

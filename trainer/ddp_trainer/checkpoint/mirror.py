@@ -7,6 +7,7 @@ a second home that is slow or gone delays no commit, and what fails is logged an
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -15,16 +16,22 @@ from pathlib import Path
 from typing import IO, Any
 
 from ddp_trainer.checkpoint.durable import TEMPORARY
-from ddp_trainer.checkpoint.manifest import MANIFEST_NAME, read_manifest, step_of
+from ddp_trainer.checkpoint.manifest import MANIFEST_NAME, BadCheckpointError, OtherFormatError, read_manifest, step_of
 from ddp_trainer.checkpoint.store import CheckpointStore
-from ddp_trainer.errors import ConfigError, PeerLostError
+from ddp_trainer.errors import ConfigError, DataError, PeerLostError
 
 _log = logging.getLogger(__name__)
 
 _OBJECT_STORES = frozenset({"s3", "gs", "gcs", "abfs", "az", "oss"})
 """They have no folders; making one makes the bucket, so that a misspelt name would become a bucket of its own."""
+_VOLUME_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""What only a local disk says."""
 _BLOCK_BYTES = 8 * 1024 * 1024
 """Copied at a time; object stores want parts of at least 5 MiB."""
+
+
+class _HalfCopyError(Exception):
+    """A copy that broke off: no checkpoint."""
 
 
 class Mirror:
@@ -64,11 +71,14 @@ class Mirror:
         return thread is None or not thread.is_alive()
 
     def fetch_newest(self, store: CheckpointStore) -> int | None:
-        """Download the newest checkpoint that verifies into a store; returns its step, or None where there is none.
+        """Download the newest checkpoint that verifies into a store; returns its step, or None where none was ever copied whole.
+
+        To begin anew in spite of a copy would undo what it keeps, so where there are copies one is taken, or the run does not start.
 
         Raises:
             ConfigError: there is no such kind of place, or its package is not installed.
-            PeerLostError: the place does not answer. To begin anew then would undo what it keeps; it may answer later.
+            PeerLostError: the place does not answer, or does not give what it lists; it may later.
+            DataError: it gives what it lists, and nothing of it verifies; or the volume cannot take it.
         """
         try:
             files, root = self._open()
@@ -80,15 +90,35 @@ class Mirror:
                 f"the volume has no checkpoint and its second home {self._url} cannot be read ({_words(error)}); "
                 f"see why it does not answer, or leave checkpoint.mirror_url out to begin anew"
             ) from None
-        steps = sorted((step for step in found if step is not None), reverse=True)
-        for step in steps:
+        withheld, bad = "", ""  # why, of the newest such copy
+        for step in sorted((step for step in found if step is not None), reverse=True):
             try:
                 self._fetch(files, f"{root}/{found[step]}", store)
-            except Exception as error:  # as above; an older one may be whole
+            except (OtherFormatError, BadCheckpointError, _HalfCopyError) as error:
+                _log.warning("%s/%s cannot be used (%s)", self._url, found[step], error)
+                bad = bad or ("" if isinstance(error, _HalfCopyError) else f"{found[step]}: {error}")
+            except DataError:  # of this volume: an older copy would not fit either
+                raise
+            except Exception as error:  # as above; an older one may be given
                 _log.warning("%s/%s cannot be used (%s)", self._url, found[step], _words(error))
+                withheld = withheld or f"{found[step]}: {_words(error)}"
             else:
                 return step
+        self._assert_empty(withheld, bad)
         return None
+
+    def _assert_empty(self, withheld: str, bad: str) -> None:
+        """Nothing could be fetched: right where there was nothing; else the reason why a copy was not given, or does not verify."""
+        if withheld:
+            raise PeerLostError(
+                f"the volume has no checkpoint and its second home {self._url} lists some but does not give one ({withheld}); "
+                f"see why it does not, or leave checkpoint.mirror_url out to begin anew"
+            )
+        if bad:
+            raise DataError(
+                f"the volume has no checkpoint and none of those in its second home {self._url} verifies ({bad}); "
+                f"leave checkpoint.mirror_url out to begin anew, or give it another URL"
+            )
 
     def _copy_all(self) -> None:
         while True:
@@ -127,10 +157,22 @@ class Mirror:
         shutil.rmtree(work, ignore_errors=True)
         try:
             folder.mkdir(parents=True)
-            files.get_file(f"{source}/{MANIFEST_NAME}", str(folder / MANIFEST_NAME))
+            try:
+                files.get_file(f"{source}/{MANIFEST_NAME}", str(folder / MANIFEST_NAME))
+            except FileNotFoundError:
+                raise _HalfCopyError("it has no manifest, so its copy never ended") from None
             for name in read_manifest(folder).files:  # which refuses names that lead out of the folder
-                files.get_file(f"{source}/{name}", str(folder / name))
+                try:
+                    files.get_file(f"{source}/{name}", str(folder / name))
+                except FileNotFoundError:
+                    raise BadCheckpointError(f"{name} is missing") from None
             store.adopt(folder)
+        except OSError as error:
+            if error.errno not in _VOLUME_ERRORS:
+                raise
+            raise DataError(
+                f"{source} cannot be fetched into {store.root}: {error.strerror}; free space there, or make it writable"
+            ) from None
         finally:
             shutil.rmtree(work, ignore_errors=True)
 

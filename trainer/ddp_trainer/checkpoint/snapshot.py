@@ -70,14 +70,14 @@ class SnapshotMemory:
         os.ftruncate(descriptor, _PAGE)
         return descriptor
 
-    def reserve(self, image: Image, slots: int, *, keep: bool = True) -> None:
+    def reserve(self, image: Image, slots: int) -> None:
         """Make room for `slots` states of this form. A memory that has it keeps what it holds.
 
         Raises:
             DataError: there is not enough memory.
         """
         head = _HEAD.pack(_MAGIC, slots, image.bytes, image.fingerprint)
-        if keep and self._words[: _HEAD.size] == head:
+        if self._words[: _HEAD.size] == head:
             return
         size = _PAGE + slots * _slot_bytes(image.bytes)
         self._words[: _HEAD.size] = _HEAD.pack(bytes(8), slots, image.bytes, image.fingerprint)  # whoever looks now finds nothing
@@ -125,15 +125,19 @@ class SnapshotMemory:
             self._set_word(_WANTED, number)
         return Snapshot(slot, number, dict(meta))
 
+    def snapshots(self) -> list[Snapshot]:
+        """All complete snapshots, the newest first."""
+        found = [snapshot for slot in range(self._slots()) if (snapshot := self._read(slot)) is not None]
+        return sorted(found, key=lambda snapshot: snapshot.number, reverse=True)
+
     def newest(self) -> Snapshot | None:
         """The newest complete snapshot; None if there is none."""
-        found = [snapshot for slot in range(self._slots()) if (snapshot := self._read(slot)) is not None]
-        return max(found, key=lambda snapshot: snapshot.number, default=None)
+        return next(iter(self.snapshots()), None)
 
-    def forget(self) -> None:
-        """Drop all snapshots."""
-        for slot in range(self._slots()):
-            self._set_number(slot, 0)
+    def forget(self, snapshot: Snapshot) -> None:
+        """Drop one that is of no use, so that its slot is the next to be written. Only while nobody writes."""
+        if self.is_intact(snapshot):
+            self._set_number(snapshot.slot, 0)
 
     def is_intact(self, snapshot: Snapshot) -> bool:
         """Whether the slot still holds it: asked after reading, since nobody is kept from writing."""

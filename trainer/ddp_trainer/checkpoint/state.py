@@ -28,11 +28,22 @@ class RunState:
         """The live tensors by name, in a fixed order; not copies."""
         return dict(self._live())
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+
     def copy_to(self, views: Mapping[str, Tensor]) -> None:
-        """Write the state over tensors of the same names and shapes, such as those of an `Image`. One call per device, not per tensor."""
-        live = dict(self._live())
+        """Write the state over tensors of the same names and shapes, such as those of an `Image`. One call per device, not per tensor.
+
+        Returns when all is there; from a GPU that is waited for once, at the end.
+        """
+        live, is_on_gpu = dict(self._live()), self.device.type == "cuda"
+        targets, sources = [views[name] for name in live], list(live.values())
         with torch.no_grad():
-            torch._foreach_copy_([views[name] for name in live], list(live.values()))  # public in spirit: torch.optim's
+            torch._foreach_copy_(targets, sources, non_blocking=is_on_gpu)  # public in spirit: torch.optim's
+        if is_on_gpu:
+            torch.cuda.current_stream(self.device).synchronize()
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Write saved tensors over the live ones, keeping memory layouts (channels_last weights have strides that files have not).

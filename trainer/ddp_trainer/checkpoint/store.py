@@ -17,11 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ddp_trainer.checkpoint import manifest as manifests
-from ddp_trainer.checkpoint.durable import TEMPORARY, Pace, sync_file, sync_folder, write_durably, write_hashed
+from ddp_trainer.checkpoint.durable import TEMPORARY, Pace, write_durably, write_hashed
 from ddp_trainer.checkpoint.loading import QUARANTINE_NAME, Loaded, count_quarantined, load_newest_of, quarantine
 from ddp_trainer.checkpoint.manifest import BadCheckpointError, FileEntry, Manifest
 from ddp_trainer.checkpoint.retention import Retention
 from ddp_trainer.errors import DataError
+from ddp_trainer.syncing import sync_file, sync_folder
 
 __all__ = ["LATEST_NAME", "QUARANTINE_NAME", "CheckpointStore", "Loaded"]
 

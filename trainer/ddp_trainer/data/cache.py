@@ -30,6 +30,7 @@ from ddp_trainer.data.decode import decode_all
 from ddp_trainer.data.lock import exclusive
 from ddp_trainer.data.source import SPLITS, Listing, Report, Source
 from ddp_trainer.errors import DataError
+from ddp_trainer.syncing import sync_file, sync_folder
 
 FORMAT = 1
 """Part of the key: another layout, or another way of scaling images, never meets old files."""
@@ -137,10 +138,11 @@ def _build(source: Source, size: int, folder: Path, report: Report) -> None:
         (scratch / "meta.json").write_text(
             json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "body": body}), encoding="utf-8"
         )
-        for path in (*scratch.iterdir(), scratch):
-            _sync(path)
+        for path in scratch.iterdir():
+            sync_file(path)
+        sync_folder(scratch)
         scratch.rename(folder)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # nothing there after the rename
 
@@ -240,11 +242,3 @@ def _spots(path: Path) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

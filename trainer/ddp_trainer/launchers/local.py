@@ -8,6 +8,7 @@ itself, the kernel kills the tree below it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -27,12 +28,15 @@ from ddp_trainer.launchers.guard import claim
 from ddp_trainer.launchers.identity import LAST_PORT
 from ddp_trainer.launchers.view import View
 from ddp_trainer.resilience.entrypoint import PRELOAD, Node
+from ddp_trainer.resilience.fault import MESSAGE_BYTES
 from ddp_trainer.resilience.zygote import Death, Zygote, ZygoteError
 
 AGENT_TARGET = "ddp_trainer.resilience.entrypoint:run"
 LOOK_SECONDS = 0.1
 LEAVE_SECONDS = 5.0
 """What an agent may take to leave beyond its grace for saving and for its ranks to die, before it is killed."""
+LATE_SECONDS = 5.0
+"""What the others may take to leave once node 0 has finished: each has read of it by then, or came too late to hear of it."""
 AGENT_RESTARTS = 50
 """A cluster would go on for ever, with growing pauses; on a laptop somebody is looking."""
 INTERRUPTED = 130
@@ -66,6 +70,8 @@ class Local:
     _notes: list[str] = field(default_factory=list)
     _memories: list[int] = field(default_factory=list)
     """Descriptors of the nodes' snapshot memories."""
+    _last_words: list[int] = field(default_factory=list)
+    """... and of memory for their last words, where the run directory cannot take them."""
 
     @property
     def _stop_seconds(self) -> float:
@@ -94,6 +100,7 @@ class Local:
             ) from None
         # held here, a node's snapshots survive its agent: this process is the machine that the agent runs on
         self._memories = [SnapshotMemory.create() for _ in range(self.config.distributed.nodes)]
+        self._last_words = [os.memfd_create("ddp-last-words") for _ in range(self.config.distributed.nodes)]
         nursery = Zygote.fork(PRELOAD)  # before the directory is claimed: agents must not keep it from the next run
         try:
             claimed = claim(self.config.run_dir)
@@ -136,7 +143,15 @@ class Local:
             if gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(filter(None, gpus[i * per_node : (i + 1) * per_node]))
             node = Node(
-                i, nodes, "127.0.0.1", store_port, nodes * per_node, str(logs), str(logs / f"agent-{i}.end.json"), self._memories[i]
+                node=i,
+                nodes=nodes,
+                host="127.0.0.1",
+                port=store_port,
+                ranks_on_machine=nodes * per_node,
+                rank_logs=str(logs),
+                ending=str(logs / f"agent-{i}.end.json"),
+                words=self._last_words[i],
+                memory=self._memories[i],
             )
             agents.append(_Agent(node, environment, base + i if base else free_port()))
         return agents
@@ -179,6 +194,7 @@ class Local:
             "environment": agent.environment,
         }
         Path(str(agent.node.ending)).unlink(missing_ok=True)
+        os.ftruncate(self._last_words[agent.node.node], 0)
         log = Path(str(agent.node.rank_logs)) / f"agent-{agent.node.node}.log"
         agent.pid = nursery.spawn(AGENT_TARGET, arguments, agent.environment, log, f"ddp-agent-{agent.node.node}")
         self._by_pid[agent.pid] = agent
@@ -193,7 +209,10 @@ class Local:
             if self._signal and self._deadline == math.inf:
                 self._stop_all(nursery)
         for agent in self._by_pid.values():
-            self.view.say(f"agent {agent.node.node} did not leave within {self._stop_seconds:.0f} s and is killed", "bad")
+            if self._settled == FINISHED.code:  # started again too late for the end, or let out of an elastic run
+                self.view.say(f"agent {agent.node.node} is stopped: the run has finished without it")
+            else:
+                self.view.say(f"agent {agent.node.node} did not leave within {self._stop_seconds:.0f} s and is killed", "bad")
         if self._settled is not None:
             return self._settled
         return INTERRUPTED if self._signal == signal.SIGINT else 128 + self._signal
@@ -202,15 +221,23 @@ class Local:
         """One agent has ended: done, to be started again, or the end of all."""
         agent = self._by_pid.pop(death.pid)
         code = death.code if death.code >= 0 else 128 - death.code
+        if code == FINISHED.code and agent.node.node == 0:  # it has the run directory, so its success is the run's, signalled or not
+            self._settle(code, LATE_SECONDS)
+            return
         if self._signal or self._settled is not None:
             return
         if code >= FIRST_RETRIED_CODE and agent.restarts < AGENT_RESTARTS:
             agent.restarts += 1
             self.view.say(f"agent {agent.node.node} {_ended(death.code)}; starting it again", "bad")
             self._start(nursery, agent)
-        elif code != FINISHED.code or agent.node.node == 0:  # node 0 has the run directory, so its success is the run's
+        elif code != FINISHED.code:
+            self._settle(code, self._stop_seconds)
+
+    def _settle(self, code: int, bound_seconds: float) -> None:
+        """This is the code of the whole; the other agents may take so long to leave."""
+        if self._settled is None:
             self._settled = code
-            self._deadline = time.monotonic() + self._stop_seconds
+            self._deadline = min(self._deadline, time.monotonic() + bound_seconds)
 
     def _stop_all(self, nursery: Zygote) -> None:
         self.view.say("stopping the agents ...")
@@ -221,12 +248,18 @@ class Local:
     def _words(self) -> dict[str, Any]:
         """The last words of the first agent that has any beyond success."""
         for agent in self._agents:
-            try:
-                words: dict[str, Any] = json.loads(Path(str(agent.node.ending)).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue
-            if words.get("exit"):
+            if (words := self._words_of(agent)).get("exit"):
                 return words
+        return {}
+
+    def _words_of(self, agent: _Agent) -> dict[str, Any]:
+        """From its file, or where that could not be written, from memory."""
+        with contextlib.suppress(OSError, ValueError):
+            written: dict[str, Any] = json.loads(Path(str(agent.node.ending)).read_text(encoding="utf-8"))
+            return written
+        with contextlib.suppress(ValueError):
+            kept: dict[str, Any] = json.loads(os.pread(self._last_words[agent.node.node], MESSAGE_BYTES, 0))
+            return kept
         return {}
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002  # the signal module's signature

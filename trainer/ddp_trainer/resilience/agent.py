@@ -47,6 +47,10 @@ class StuckRankError(DdpError):
     exit = RANK_CRASHED
 
 
+class TakenOverError(PeerLostError):
+    """Another start of this run has the run directory: nothing there belongs to this agent any more."""
+
+
 class StopAskedError(Exception):
     """The agent was asked to stop while it waited for its peers."""
 
@@ -113,6 +117,10 @@ class GangAgent(SimpleElasticAgent):
             self._barrier.farewell()
         except StopAskedError:
             ending = self._preempted()
+        except TakenOverError as error:
+            _log.error("%s", error)
+            self._chronicle.path = None  # the ledger is somebody else's by now
+            return Ending(error.exit, self._judge.fault_here(error.exit.cause, error.exit.code, str(error)))
         except DdpError as error:
             # peers that do not come, a zygote that is gone (this process has threads by now, so it cannot fork another one), or a run
             # directory that fails: where starting again helps, it is the container that is started again
@@ -129,6 +137,11 @@ class GangAgent(SimpleElasticAgent):
     def ask_to_stop(self, signal_name: str) -> None:
         """For a signal handler: leave once the ranks have kept their state."""
         self._departure.ask(signal_name)
+
+    @property
+    def left_seconds(self) -> float:
+        """What is left for the way out, where this node was asked to stop."""
+        return self._departure.left_seconds
 
     # --- torch's interface -------------------------------------------------------------------------------------------------------
 
@@ -216,6 +229,8 @@ class GangAgent(SimpleElasticAgent):
         for pid in self._running:
             self._zygote.kill(pid, signal.SIGKILL)
         bound_seconds = self._config.fault_tolerance.stop_grace_seconds
+        if self._departure.is_asked:
+            bound_seconds = min(bound_seconds, self._departure.left_seconds / 2)
         deadline = time.monotonic() + bound_seconds
         while self._running:
             for death in self._deaths(timeout_seconds=0.1):
@@ -223,6 +238,9 @@ class GangAgent(SimpleElasticAgent):
             if self._running and time.monotonic() >= deadline:
                 stuck = ", ".join(f"{pid} (local rank {rank})" for pid, rank in self._running.items())
                 self._running.clear()
+                if self._departure.is_asked:  # nothing is to be started in their place
+                    _log.warning("left behind without waiting for its end: process %s", stuck)
+                    return
                 raise StuckRankError(
                     f"ranks did not die within {bound_seconds:g} s of SIGKILL: process {stuck} is stuck in the kernel, "
                     f"in a dead file system or a driver; see /proc/<pid>/stack on that machine"
@@ -246,7 +264,7 @@ class GangAgent(SimpleElasticAgent):
         while True:
             deaths = self._deaths(timeout_seconds=max(self._config.fault_tolerance.monitor_interval_seconds, barrier.look_seconds))
             self._tick()
-            if self._departure.is_asked and self._may_go():
+            if self._departure.is_asked and self._may_go(has_finished=posted):
                 return self._preempted()
             left_since = left_since or (time.monotonic() if any(death.code == LEFT_EXIT for death in deaths) else None)
             failed = failed or any(death.code not in {0, LEFT_EXIT} for death in deaths)
@@ -254,7 +272,7 @@ class GangAgent(SimpleElasticAgent):
                 _log.warning("%s", fault.sentence)
                 (barrier.post_echo if fault.cause == ECHO else barrier.post_fault)(fault.to_json())
             self._diagnose()
-            if not (self._running or posted or failed or left_since or self._departure.is_asked):
+            if not (self._running or posted or failed or left_since):
                 barrier.post_finished()
                 posted = True
             if posted and barrier.all_finished():
@@ -270,6 +288,7 @@ class GangAgent(SimpleElasticAgent):
 
     def _deaths(self, timeout_seconds: float) -> list[Death]:
         """Ranks that have ended; a writer that has is replaced on the way."""
+        self._custody.look()
         return [death for death in self._zygote.deaths(timeout_seconds) if not self._custody.is_writers(death)]
 
     def _while_waiting(self) -> None:
@@ -277,10 +296,13 @@ class GangAgent(SimpleElasticAgent):
         if self._departure.is_asked:
             raise StopAskedError
 
-    def _may_go(self) -> bool:
-        return self._departure.may_go(has_ranks=bool(self._running), lead=self._page.read(0), attempt=self._chronicle.attempt)
+    def _may_go(self, *, has_finished: bool) -> bool:
+        self._barrier.hurry(self._departure.left_seconds / 2)
+        lead, attempt = self._page.read(0), self._chronicle.attempt
+        return self._departure.may_go(has_ranks=bool(self._running), has_finished=has_finished, lead=lead, attempt=attempt)
 
     def _preempted(self) -> Ending:
+        self._barrier.hurry(self._departure.left_seconds / 2)
         fault = self._judge.fault_here(PREEMPTED.cause, PREEMPTED.code, f"asked to stop by {self._departure.asked_by}")
         self._judge.preempted(fault)
         return Ending(PREEMPTED, fault)
@@ -318,7 +340,7 @@ class GangAgent(SimpleElasticAgent):
         report = self._custody.report()
         self._chronicle.observe(self._page.read(0), report)
         if (report.get("failed") or {}).get("cause") == PEER_LOST.cause:
-            raise PeerLostError(report["failed"]["message"])  # another start of this run has the directory
+            raise TakenOverError(report["failed"]["message"])
         self._telemetry.tick(self._chronicle.ledger(), time.time())
 
     def _tell(self, phase: str, note: str) -> None:

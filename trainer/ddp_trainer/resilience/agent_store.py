@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import resource
 import socket
 import threading
@@ -66,6 +67,8 @@ class AgentStore:
         self._is_host = is_host
         self._line: _Line | _Here | None = _Here(_serve(host, port)) if is_host else None
         self._where = f"the store of node 0 at {host}:{port}"
+        self.patience_seconds = math.inf
+        """Bound of one operation, where that is less than `OPERATION_SECONDS`: who has to leave soon cannot wait as long."""
 
     def connect(self, deadline: float, patience_seconds: float, while_waiting: Callable[[], None]) -> bool:
         """Have a connection, at the latest at `deadline` (monotonic seconds); True when it is a new one, perhaps to a new store.
@@ -114,18 +117,19 @@ class AgentStore:
         return self._line.store
 
     def do(self, operation: Callable[[Store], T]) -> T:
-        """Run an operation on the store, within `OPERATION_SECONDS`.
+        """Run an operation on the store, within `OPERATION_SECONDS`, or `patience_seconds`.
 
         Raises:
             StoreLostError: no answer, or a connection that broke; it is left, and what follows fails at once until `connect`.
         """
         if self._line is None:
             raise StoreLostError(f"{self._where} is gone")
+        bound_seconds = min(OPERATION_SECONDS, self.patience_seconds)
         try:
-            answer: T = self._line.ask(operation)
+            answer: T = self._line.ask(operation, bound_seconds)
         except Empty:
             self.disconnect()
-            raise StoreLostError(f"{self._where} did not answer within {OPERATION_SECONDS:g} s") from None
+            raise StoreLostError(f"{self._where} did not answer within {bound_seconds:g} s") from None
         except (DistError, RuntimeError) as error:
             self.disconnect()
             raise StoreLostError(f"{self._where} does not answer: {str(error).splitlines()[0]}") from None
@@ -181,7 +185,7 @@ class _Here:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def ask(self, operation: Callable[[Store], Any]) -> Any:
+    def ask(self, operation: Callable[[Store], Any], bound_seconds: float) -> Any:  # noqa: ARG002  # as over a line
         """The operation's result."""
         return operation(self.store)
 
@@ -212,10 +216,10 @@ class _Line:
             else:
                 return
 
-    def ask(self, operation: Callable[[Store], Any]) -> Any:
+    def ask(self, operation: Callable[[Store], Any], bound_seconds: float) -> Any:
         """The operation's result; raises Empty when it does not come in time, or the operation's error."""
         self._questions.put(operation)
-        return self._answer(OPERATION_SECONDS)
+        return self._answer(bound_seconds)
 
     def hang_up(self) -> None:
         """Let the thread end, now or when it is no longer stuck."""

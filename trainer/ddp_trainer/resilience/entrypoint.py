@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import json
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -62,6 +63,8 @@ class Node:
     """Folder for `rank-N.log`; None lets ranks write to this process's output."""
     ending: str | None = None
     """File for the last words; None means the kubelet's, where there is one."""
+    words: int | None = None
+    """Descriptor of memory that takes the last words where the file cannot, since it lies on the volume that is full."""
     memory: int | None = None
     """Descriptor of the node's snapshot memory, where somebody keeps it who outlives this agent; None: it is this agent's own."""
 
@@ -141,6 +144,7 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
             config=config if leads else None,
             environment=environment,
             log=logs / "writer.log" if logs else None,
+            alarm=lambda message: events.append("note", message=message) if events else None,
         )
         telemetry = NodeTelemetry(page, slots, server, config.run_dir if leads else None, events)
         agent = GangAgent(
@@ -161,8 +165,8 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
         for signum in STOP_SIGNALS:
             signal.signal(signum, lambda signum, _: agent.ask_to_stop(signal.Signals(signum).name))
         ending = agent.supervise()
-        _report(ending, me, chronicle, telemetry, events)
-        custody.close()
+        _report(ending, me, chronicle, telemetry, events if chronicle.path else None)
+        custody.close(lambda: agent.left_seconds)
     return ending.exit.code
 
 
@@ -270,5 +274,7 @@ def _leave_words(me: Node | None, words: Mapping[str, Any]) -> None:
     try:
         path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
+        if me and me.words is not None:
+            os.pwrite(me.words, text.encode(), 0)
         with contextlib.suppress(OSError):  # the log may lie on the same full volume, and the exit code must not be lost to it
             print(f"cannot write {path}: {error.strerror}", file=sys.stderr)  # noqa: T201  # the last thing that can be tried

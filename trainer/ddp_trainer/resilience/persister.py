@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ddp_trainer.checkpoint.finite import not_finite
 from ddp_trainer.checkpoint.image import tensors_of
 from ddp_trainer.checkpoint.manifest import BadCheckpointError, FileEntry, Manifest, verify
 from ddp_trainer.checkpoint.mirror import Mirror
@@ -124,7 +125,7 @@ def _requests(snapshots: SnapshotMemory, report: _Report, ended: threading.Event
             time.sleep(POLL_SECONDS)
             continue
         if (report.words.get("failed") or {}).get("number") == wanted:
-            _pause(snapshots, wanted)
+            _pause(snapshots, wanted, ended)
         snapshot = snapshots.wanted()
         if snapshot is None:
             time.sleep(POLL_SECONDS)
@@ -136,9 +137,9 @@ def _requests(snapshots: SnapshotMemory, report: _Report, ended: threading.Event
             snapshots.hold(None)
 
 
-def _pause(snapshots: SnapshotMemory, wanted: int) -> None:
+def _pause(snapshots: SnapshotMemory, wanted: int, ended: threading.Event) -> None:
     deadline = time.monotonic() + RETRY_SECONDS
-    while snapshots.wanted_number() == wanted and time.monotonic() < deadline:
+    while snapshots.wanted_number() == wanted and time.monotonic() < deadline and not ended.is_set():
         time.sleep(POLL_SECONDS)
 
 
@@ -178,9 +179,8 @@ def _persist(store: CheckpointStore, snapshots: SnapshotMemory, snapshot: Snapsh
 
 def _assert_finite(step: int, files: Mapping[str, memoryview]) -> None:
     """A state that is not finite would be the newest checkpoint, and every start from it would fail the same way."""
-    for name, tensor in tensors_of(files).items():
-        if tensor.is_floating_point() and not bool(tensor.sum(dtype=tensor.dtype).isfinite()) and not bool(tensor.isfinite().all()):
-            raise DivergedError(f"{name} is not finite after step {step}: not saved, and the last checkpoint is good; lower optim.lr")
+    if name := not_finite(tensors_of(files)):
+        raise DivergedError(f"{name} is not finite after step {step}: not saved, and the last checkpoint is good; lower optim.lr")
 
 
 def _assert_own(run_dir: Path, snapshots: SnapshotMemory) -> None:

@@ -198,6 +198,7 @@ def _hooks(
         evaluating=evaluating,
         evaluated=evaluated,
         keep=keeper.keep,
+        secure=keeper.secure,
     )
 
 

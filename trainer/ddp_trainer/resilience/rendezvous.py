@@ -14,6 +14,7 @@ Every wait is bounded by `distributed.peer_timeout_seconds`.
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import time
 import uuid
@@ -45,6 +46,8 @@ LOOKS_PER_SECOND = 2000
 """Looks of all agents together that the store bears without effort: a tenth of a core, its host's own looks included."""
 FAREWELL_SECONDS = 5.0
 """How long node 0 keeps the store open for the others to read the end."""
+HURRY_SECONDS = 0.5
+"""What a store's answer is waited for by a node that has no time left: a thousand times what it takes."""
 NAMED = 8
 """Absent nodes that an error names: a line, not a list."""
 
@@ -84,6 +87,7 @@ class GenerationBarrier(RendezvousHandler):
         """Called at every look while waiting; may raise to end the wait."""
         self._run_id = run_id
         self._timeout_seconds = timeout_seconds
+        self._hurry_seconds = math.inf
         self._token = uuid.uuid4().hex
         self._store = AgentStore(host, port, is_host=node == 0)
         self._membership = Membership(self._store, node, nodes, min_nodes, rejoin_wait_seconds)
@@ -216,6 +220,11 @@ class GenerationBarrier(RendezvousHandler):
         """How the run ended, if it has."""
         return self._store.peek("ending")
 
+    def hurry(self, bound_seconds: float) -> None:
+        """This node has to leave soon: from here on no operation, and no farewell, may take longer than this."""
+        self._store.patience_seconds = max(HURRY_SECONDS, bound_seconds)
+        self._hurry_seconds = bound_seconds
+
     def farewell(self) -> None:
         """The common end was read here; as node 0, keep the store open until all have read it, at most `FAREWELL_SECONDS`."""
         with contextlib.suppress(StoreLostError):
@@ -224,7 +233,7 @@ class GenerationBarrier(RendezvousHandler):
                 return
             listening = [*self.members, *self._membership.outsiders(self.generation, self.members)]
             everybody = [f"left/{node}" for node in listening]
-            deadline = time.monotonic() + FAREWELL_SECONDS
+            deadline = time.monotonic() + min(FAREWELL_SECONDS, self._hurry_seconds)
             while time.monotonic() < deadline and not self._store.has(everybody):
                 time.sleep(POLL_SECONDS[0])
 

@@ -2,6 +2,9 @@
 
 Every rank says what its node holds (step and checksum), all choose alike, and only if somebody lacks the chosen state is it sent. The
 disk is read only if it has something newer than all memories, which is when no node has survived.
+
+A state that is not finite is passed over: it was kept after the step that spoilt it and before the one whose loss showed it, and every
+rank that started from it would diverge.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ddp_trainer.checkpoint.finite import not_finite
 from ddp_trainer.checkpoint.image import tensors_of
 from ddp_trainer.checkpoint.manifest import BadCheckpointError
-from ddp_trainer.checkpoint.snapshot import SnapshotMemory
+from ddp_trainer.checkpoint.snapshot import Snapshot, SnapshotMemory
 from ddp_trainer.checkpoint.state import RunState
 from ddp_trainer.checkpoint.store import Loaded
 from ddp_trainer.distributed import Group
@@ -79,9 +83,9 @@ def find(group: Group, memory: SnapshotMemory, newest_on_disk: int, load: Callab
         group: of this generation.
         memory: this node's.
         newest_on_disk: rank 0: the newest step that has a folder, verified or not; `NOTHING` on other ranks.
-        load: rank 0: the newest checkpoint on disk above a step that verifies and belongs to this run.
+        load: rank 0: the newest checkpoint on disk above a step that verifies, is finite, and belongs to this run.
     """
-    own = memory.newest()
+    own = _newest_finite(memory)
     checksum = memory.checksum(own) if own else 0
     rows = group.gather_numbers([own.step if own else NOTHING, checksum, newest_on_disk])
     choice = choose([Holding(step, checksum) for step, checksum, _ in rows])
@@ -98,6 +102,17 @@ def find(group: Group, memory: SnapshotMemory, newest_on_disk: int, load: Callab
     mine = choice.has[group.rank]
     meta = group.share_json(own.meta if own and mine else None, choice.source)
     return Origin("memory", meta, tensors_of(memory.files(own)) if own and mine else {}, choice.source, is_sent=not all(choice.has))
+
+
+def _newest_finite(memory: SnapshotMemory) -> Snapshot | None:
+    """What this node can offer. Others are dropped: as the newest they would be kept longest, and the good one be written over first."""
+    for snapshot in memory.snapshots():
+        name = not_finite(tensors_of(memory.files(snapshot)))
+        if name is None:
+            return snapshot
+        _log.warning("the state of step %d in this node's memory is passed over: %s is not finite", snapshot.step, name)
+        memory.forget(snapshot)  # by every rank of the node; all of them find the same
+    return None
 
 
 def put(origin: Origin, state: RunState, group: Group) -> None:

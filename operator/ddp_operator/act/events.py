@@ -1,0 +1,82 @@
+"""Kubernetes events on TrainingRuns, so that `kubectl describe` tells what happened. They are for people: nothing is decided from them.
+
+The same reason with the same message is not posted again for five minutes: a state that flaps must not fill the cluster's event store.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from ddp_operator.api.trainingrun import GROUP, KIND, VERSION
+from ddp_operator.decide.decision import Event
+from ddp_operator.decide.facts import RunFacts
+from ddp_operator.observe.api import Api, Json
+
+REPEAT_SECONDS = 300.0
+REMEMBERED = 4096
+"""Events that are remembered, for all runs together; older ones are forgotten first, and may then be posted again."""
+MESSAGE_CHARACTERS = 1024
+"""The API's own limit for messages of the old event kind."""
+NAME_CHARACTERS = 253
+
+
+class Events:
+    """Posts events, and remembers what it has posted."""
+
+    def __init__(self, api: Api, identity: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._api = api
+        self._identity = identity
+        self._clock = clock
+        self._posted: dict[tuple[str, str, str], float] = {}
+        self.held_back = 0
+        """Repetitions that were not posted."""
+
+    async def post(self, run: RunFacts, event: Event, *, timeout_seconds: float) -> bool:
+        """Post one; False: it is a repetition.
+
+        Raises:
+            ApiError: it was not posted, and may be tried again.
+        """
+        key = (run.uid, event.reason.value, event.message)
+        now = self._clock()
+        if now - self._posted.get(key, now - REPEAT_SECONDS) < REPEAT_SECONDS:
+            self.held_back += 1
+            return False
+        body = event_body(run, event, self._identity)
+        await self._api.request("POST", f"/api/v1/namespaces/{run.namespace}/events", body=body, timeout_seconds=timeout_seconds)
+        self._posted.pop(key, None)  # to the end of the order
+        self._posted[key] = now
+        while len(self._posted) > REMEMBERED:
+            del self._posted[next(iter(self._posted))]
+        return True
+
+
+def event_body(run: RunFacts, event: Event, identity: str) -> Json:
+    """The event as the API wants it."""
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    unique = f".{secrets.token_hex(8)}"
+    message = event.message if len(event.message) <= MESSAGE_CHARACTERS else event.message[: MESSAGE_CHARACTERS - 3] + "..."
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": run.name[: NAME_CHARACTERS - len(unique)] + unique, "namespace": run.namespace},
+        "involvedObject": {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": KIND,
+            "name": run.name,
+            "namespace": run.namespace,
+            "uid": run.uid,
+        },
+        "reason": event.reason.value,
+        "message": message,
+        "type": "Warning" if event.is_warning else "Normal",
+        "source": {"component": "ddp-operator"},
+        "reportingComponent": "ddp-operator",
+        "reportingInstance": identity[:128],
+        "firstTimestamp": stamp,
+        "lastTimestamp": stamp,
+        "count": 1,
+    }

@@ -1,0 +1,114 @@
+"""The conditions of a run, after kstatus: Ready, Reconciling and Stalled make it Current, InProgress or Failed for helm, Flux and Argo CD.
+
+One table says for each phase what each condition is. All are set on first sight, also those that are False: who waits for one
+with `kubectl wait` must find it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ddp_operator.api.trainingrun import Condition, TrainingRunStatus
+from ddp_operator.api.words import ConditionType, Phase
+from ddp_operator.decide import durations
+from ddp_operator.decide.claims import storage_health
+from ddp_operator.decide.facts import RunFacts
+from ddp_operator.decide.finding import Answer, Finding
+from ddp_operator.decide.timing import epoch, runs, sane
+from ddp_operator.decide.wording import REASON_CHARS, count, cut, moment, stamp
+
+_TRAINS = frozenset({Phase.RUNNING, Phase.SAVING})
+_ON_ITS_WAY = frozenset({Phase.PENDING, Phase.STARTING, Phase.RESTARTING, Phase.HUNG})
+
+TRUE_IN: Mapping[ConditionType, frozenset[Phase]] = {
+    ConditionType.READY: _TRAINS | {Phase.SUCCEEDED},
+    ConditionType.RECONCILING: _ON_ITS_WAY,
+    ConditionType.STALLED: frozenset({Phase.FAILED}),
+    ConditionType.RUNNING: _TRAINS,
+    ConditionType.SUCCEEDED: frozenset({Phase.SUCCEEDED}),
+}
+"""In which phases a condition is True. Ready: it trains, or has. Reconciling: it is on its way there. Stalled: it will not get there."""
+UNKNOWN_IN: Mapping[ConditionType, frozenset[Phase]] = {
+    ConditionType.SUCCEEDED: frozenset(Phase) - {Phase.SUCCEEDED, Phase.FAILED},
+}
+"""In which it is not known yet; in all others it is False."""
+
+_REASON = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", re.ASCII)
+"""What the API takes for a condition's reason."""
+
+
+def conditions(facts: RunFacts, now: float) -> list[Condition]:
+    """All conditions, in the order of their type. A transition time moves only when the status does.
+
+    Args:
+        facts: with a `status` that holds the new phase, reason, message, checkpoint and claims, and the conditions as they were.
+        now: the operator's clock.
+    """
+    status = facts.status
+    old = {condition.type: condition for condition in status.conditions}
+    findings = {kind: _of_phase(kind, status.phase, status.reason, status.message) for kind in TRUE_IN} | {
+        ConditionType.CHECKPOINT_FRESH: checkpoint_freshness(facts, status.phase, now),
+        ConditionType.STORAGE_HEALTHY: storage_health(facts, status.claims, old.get(ConditionType.STORAGE_HEALTHY)),
+    }
+    return [_condition(kind, findings[kind], old.get(kind), facts.generation, now) for kind in ConditionType]
+
+
+def _of_phase(kind: ConditionType, phase: Phase, reason: str, message: str) -> Finding:
+    status: Answer = "True" if phase in TRUE_IN[kind] else "Unknown" if phase in UNKNOWN_IN.get(kind, ()) else "False"
+    return Finding(status, reason or phase, message)
+
+
+def _condition(kind: ConditionType, finding: Finding, old: Condition | None, generation: int, now: float) -> Condition:
+    reason = cut(finding.reason, REASON_CHARS)
+    return Condition(
+        type=kind,
+        status=finding.status,
+        observed_generation=count(generation),
+        last_transition_time=old.last_transition_time if old and old.status == finding.status else moment(now),
+        reason=reason if _REASON.fullmatch(reason) else "NotKnown",
+        message=cut(finding.message),
+    )
+
+
+def checkpoint_freshness(facts: RunFacts, phase: Phase, now: float) -> Finding:
+    """For the condition CheckpointFresh: False after `staleAfter` of training without a newer durable step.
+
+    Only training counts: with each new set of pods the time begins anew, and while it does not train, the last word stands.
+    """
+    if phase is Phase.SUCCEEDED:
+        known = facts.status.checkpoint is not None or facts.progress.document is not None
+        return Finding("True", "Finished", "training is finished") if known else _UNKNOWN
+    if phase not in _TRAINS:
+        return _last_word(facts.status)
+    document, stored = facts.progress.document, facts.status.checkpoint
+    if document is None and stored is None:
+        return _UNKNOWN
+    wanted = facts.spec.checkpoint.stale_after
+    limit = durations.seconds(wanted)
+    trained_seconds = now - max((sane(pod.started_at or pod.created_at, now) for pod in facts.pods if runs(pod)), default=now)
+    if document is not None and document.checkpoint_step is not None:
+        step, saved_at = document.checkpoint_step, document.checkpoint_saved_at
+        # Two of these times are on the pod's clock and two on ours, each compared with its own: a wrong clock in the pod does no harm.
+        age_seconds = max(document.updated_at - saved_at, 0.0) + max(now - (facts.progress.heard_at or now), 0.0)
+    elif stored is not None:
+        step, saved_at = stored.step, epoch(stored.saved_at)
+        age_seconds = now - saved_at
+    elif trained_seconds <= limit:
+        return Finding("Unknown", "NoCheckpointYet", "no durable step yet")
+    else:
+        return Finding("False", "NoCheckpointYet", f"no durable step yet, after more than {wanted} of training")
+    if min(age_seconds, trained_seconds) > limit:
+        newest = f"the newest durable step {count(step)} was saved at {stamp(moment(sane(saved_at, now)))}"
+        return Finding("False", "CheckpointStale", f"{newest}, more than {wanted} of training ago")
+    return Finding("True", "CheckpointFresh", f"the newest durable step is not older than {wanted} of training")
+
+
+_UNKNOWN = Finding("Unknown", "NotKnown", "nobody says which step is durable")
+
+
+def _last_word(status: TrainingRunStatus) -> Finding:
+    for condition in status.conditions:
+        if condition.type is ConditionType.CHECKPOINT_FRESH:
+            return Finding(condition.status, condition.reason, condition.message)
+    return _UNKNOWN

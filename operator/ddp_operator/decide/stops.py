@@ -1,0 +1,60 @@
+"""Ending a run for good: a budget is used up, or a deadline is over. The job is paused by us, which frees its pods, and stays so.
+
+`stopped_by_us` and the generation that the job will have after our change are written before it is made. A successor finishes it. Whoever
+resumes the job, or changes it before our pause arrives, wins: that begins a new life. A job of Kueue is never paused by us.
+"""
+
+from __future__ import annotations
+
+from ddp_operator.api.trainingrun import LedgerEntry, Policy
+from ddp_operator.api.words import FINAL_PHASES, Act, Cause, EventReason, Phase
+from ddp_operator.decide import budgets, deadlines
+from ddp_operator.decide.decision import Event, SuspendJob
+from ddp_operator.decide.facts import RunFacts
+from ddp_operator.decide.incidents import appended
+from ddp_operator.decide.step import Step
+from ddp_operator.decide.timing import is_finished
+from ddp_operator.decide.wording import LEDGER_CHARS, count, cut, moment
+
+
+def proceed(facts: RunFacts, phase: Phase, now: float) -> Step:
+    """Stop the run, carry a stop out that is not yet done, or report what may not be done."""
+    memory, job, policy = facts.status, facts.job, facts.spec.policy
+    assert job is not None
+    if memory.stopped_by_us is not None:
+        is_due = not job.suspend and not is_finished(job) and job.generation == memory.stopped_generation - 1
+        return Step(memory, (_pause(facts, memory.stopped_by_us.value),) if is_due else ())
+    if is_finished(job) or job.suspend or phase in FINAL_PHASES:
+        return Step(memory)
+    verdict = _verdict(facts, now)
+    if verdict is None:
+        return Step(memory if memory.overdue is None else memory.model_copy(update={"overdue": None}))
+    cause, why = verdict
+    if job.queue or not _may_stop(cause, policy):
+        if memory.overdue is cause:
+            return Step(memory)
+        how = "Kueue owns the job: to stop it, set spec.active to false in its Workload" if job.queue else "by policy it is only reported"
+        return Step(
+            memory.model_copy(update={"overdue": cause}), (), (Event(EventReason.STOPPED, cut(f"{cause}: {why}. {how}."), is_warning=True),)
+        )
+    entry = LedgerEntry(at=moment(now), cause=cause, message=cut(why, LEDGER_CHARS), action=Act.STOP, step=memory.timing.last_progress_step)
+    stopped = appended(memory, entry).model_copy(
+        update={"stopped_by_us": cause, "stopped_generation": count(job.generation + 1), "overdue": None}
+    )
+    return Step(stopped, (_pause(facts, why),), (Event(EventReason.STOPPED, cut(f"{cause}: {why}."), is_warning=True),))
+
+
+def _verdict(facts: RunFacts, now: float) -> tuple[Cause, str] | None:
+    memory, policy = facts.status, facts.spec.policy
+    return budgets.spent(memory.restarts, policy) or deadlines.passed(memory.timing, policy, now)
+
+
+def _may_stop(cause: Cause, policy: Policy) -> bool:
+    by_deadline = cause in {Cause.DEADLINE_EXCEEDED, Cause.PENDING_TOO_LONG}
+    return (policy.on_deadline if by_deadline else policy.on_budget) == "Stop"
+
+
+def _pause(facts: RunFacts, why: str) -> SuspendJob:
+    job = facts.job
+    assert job is not None
+    return SuspendJob(job.name, job.uid, job.generation, job.resource_version, why)

@@ -1,0 +1,205 @@
+"""Asks node 0 of each training run how far it is.
+
+What answers is a user's pod: it is asked rarely, with bounds on time and size, nothing of it is followed (redirects) or unpacked (gzip),
+and one slow pod delays nobody else. A run whose node 0 does not run, or declares no port, costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import aiohttp
+
+from ddp_operator.decide.facts import PodFacts, ProgressFacts, ProgressLook
+from ddp_operator.observe.document import MAX_BYTES, DocumentError, parse
+from ddp_operator.observe.fields import text
+from ddp_operator.observe.life import Life
+from ddp_operator.observe.shelf import Key
+from ddp_operator.observe.world import World
+from ddp_operator.settings import Settings
+
+AT_ONCE: Final = 50
+"""Requests in flight: 1,000 runs each 10 s, of which some time out after 2 s, need about 30."""
+FIRST_LOOK_SECONDS: Final = 3.0
+"""New runs are first asked within this, not all at once."""
+LONGEST_PAUSE_INTERVALS: Final = 6.0
+"""A pod that does not answer in time is asked ever more rarely, down to this: on a lost node each request would wait for its timeout."""
+LOOK_AROUND_SECONDS: Final = 1.0
+"""How soon a new run is noticed."""
+NAME: Final = "progress scraper"
+OK: Final = 200
+
+
+class Unanswered(Exception):  # noqa: N818  the text says what failed
+    """Why a request brought nothing."""
+
+    def __init__(self, reason: str, *, was_slow: bool = False) -> None:
+        super().__init__(reason)
+        self.was_slow = was_slow
+
+
+class ProgressScraper:
+    """Keeps `world`'s looks at progress fresh. `clock` gives seconds since the epoch; `monotonic` is for the pauses."""
+
+    def __init__(
+        self,
+        world: World,
+        settings: Settings,
+        clock: Callable[[], float],
+        life: Life | None = None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._world = world
+        self._settings = settings
+        self._clock = clock
+        self._life = life
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._rng = rng or random.Random()  # noqa: S311  jitter is no secret
+        self._due: list[tuple[float, Key]] = []
+        self._scheduled: set[Key] = set()
+        self._slow: dict[Key, tuple[str, int]] = {}
+        """The uid of a pod that did not answer in time, and how often in a row."""
+        self.requests = 0
+        self.failures = 0
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        if self._life is not None:
+            self._life.expect(NAME, self._settings.watcher_stale_seconds)
+        slots = asyncio.Semaphore(AT_ONCE)
+        async with open_session(self._settings.progress_timeout_seconds) as session, asyncio.TaskGroup() as asking:
+            while True:
+                if self._life is not None:
+                    self._life.beat(NAME)
+                self._look_around()
+                while self._due and self._due[0][0] <= self._monotonic():
+                    _, key = heapq.heappop(self._due)
+                    if self._world.node_zero(*key) is None:
+                        self._again(key)
+                        continue
+                    await slots.acquire()
+                    asking.create_task(self._ask_and_release(session, key, slots))
+                await self._sleep(self._pause())
+
+    async def ask(self, session: aiohttp.ClientSession, key: Key) -> None:
+        """One look at one run, which never fails: what went wrong stands in the look."""
+        pod = self._world.node_zero(*key)
+        if pod is None:
+            return
+        asked_at = self._clock()
+        self.requests += 1
+        document, error, was_slow = None, "", False
+        try:
+            document = await fetch(session, pod, self._settings.progress_timeout_seconds)
+        except Unanswered as why:
+            self.failures += 1
+            error, was_slow = str(why), why.was_slow
+        self._note_slow(key, pod.uid, was_slow=was_slow)
+        before = self._world.look_of(*key)
+        if document is None:
+            look = replace(before, asked_at=asked_at, error=error, unanswered_since=before.unanswered_since or asked_at)
+        else:
+            now = self._clock()
+            has_moved = before.document is None or before.document.updated_at != document.updated_at
+            heard_at = now if has_moved else before.heard_at
+            look = ProgressLook(document=document, pod_uid=pod.uid, heard_at=heard_at, asked_at=asked_at, answered_at=now)
+        self._world.put_progress(*key, look)
+
+    async def _ask_and_release(self, session: aiohttp.ClientSession, key: Key, slots: asyncio.Semaphore) -> None:
+        try:
+            await self.ask(session, key)
+        finally:
+            slots.release()
+            self._again(key)
+
+    def _look_around(self) -> None:
+        """Schedule runs that are new, forget those that are gone."""
+        names = set(self._world.names())
+        for key in sorted(names - self._scheduled):
+            self._scheduled.add(key)
+            heapq.heappush(self._due, (self._monotonic() + self._rng.uniform(0, FIRST_LOOK_SECONDS), key))
+        for key in self._scheduled - names:
+            self._slow.pop(key, None)
+        if self._scheduled - names:
+            self._due = [row for row in self._due if row[1] in names]
+            heapq.heapify(self._due)
+        self._scheduled &= names
+
+    def _again(self, key: Key) -> None:
+        """Schedule the next look, with jitter, so that a thousand runs do not move in step."""
+        if key not in self._scheduled:
+            return
+        intervals = min(2.0 ** self._slow.get(key, ("", 0))[1], LONGEST_PAUSE_INTERVALS)
+        pause = self._settings.progress_seconds * intervals * self._rng.uniform(0.85, 1.15)
+        heapq.heappush(self._due, (self._monotonic() + pause, key))
+
+    def _pause(self) -> float:
+        next_due = self._due[0][0] - self._monotonic() if self._due else LOOK_AROUND_SECONDS
+        return min(max(next_due, 0.01), LOOK_AROUND_SECONDS)
+
+    def _note_slow(self, key: Key, uid: str, *, was_slow: bool) -> None:
+        known_uid, times = self._slow.pop(key, ("", 0))
+        if was_slow:
+            self._slow[key] = (uid, times + 1 if known_uid == uid else 1)
+
+
+def open_session(timeout_seconds: float) -> aiohttp.ClientSession:
+    """A session that keeps nothing: no cookies, no connections, no proxy from the environment; nothing is unpacked."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=AT_ONCE, force_close=True),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=timeout_seconds),
+        auto_decompress=False,
+        trust_env=False,
+        headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "ddp-operator"},
+        read_bufsize=MAX_BYTES // 4,
+    )
+
+
+async def fetch(session: aiohttp.ClientSession, pod: PodFacts, timeout_seconds: float) -> ProgressFacts:
+    """What the pod says.
+
+    Raises:
+        Unanswered: in one sentence, why there is nothing.
+    """
+    host = f"[{pod.ip}]" if ":" in pod.ip else pod.ip
+    url = f"http://{host}:{pod.progress_port}/progress"
+    try:
+        async with session.get(url, allow_redirects=False) as answer:
+            refusal = _refusal(answer)
+            if refusal:
+                answer.close()
+                raise Unanswered(f"{url} {refusal}")  # noqa: TRY301  told like every other failure
+            body = bytearray()
+            while len(body) <= MAX_BYTES and (chunk := await answer.content.read(MAX_BYTES + 1 - len(body))):
+                body += chunk
+            if len(body) > MAX_BYTES:
+                answer.close()
+            return parse(bytes(body))
+    except DocumentError as error:
+        raise Unanswered(f"{url} serves no progress document: {error}") from None
+    except TimeoutError:
+        raise Unanswered(f"{url} did not answer within {timeout_seconds:g} s", was_slow=True) from None
+    except Unanswered:
+        raise
+    except Exception as error:  # one user's pod must not end the operator, whatever it makes the HTTP library raise
+        raise Unanswered(f"{url} cannot be read: {type(error).__name__}: {text(str(error), 160)}") from None
+
+
+def _refusal(answer: aiohttp.ClientResponse) -> str:
+    """Why an answer is not even read; "" if it is."""
+    if answer.status != OK:
+        return f"answered {answer.status}; is this port the trainer's telemetry?"
+    if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+        return "sent a packed answer, which is not unpacked here"
+    return ""

@@ -1,0 +1,325 @@
+"""The loop: what has changed, or is due, is decided anew; then the status is written, actions are carried out, events posted.
+
+Level-based: nothing is derived from *what* changed, so a change that is lost, doubled or late costs at most time. One run is looked at by
+one worker at a time. Only the leader works; a standby follows the world and starts with everything dirty.
+
+What fails is tried again with growing pauses, for ever, one run apart from the other: a run whose status is refused must not delay its
+neighbours. What a decision wanted and could not do is in its status (the intent), and comes out of the next decision again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from ddp_operator.act.actions import carry_out
+from ddp_operator.act.adopt import NameTakenError, adopt
+from ddp_operator.act.events import Events
+from ddp_operator.act.status import GONE, ConflictError, path_of, write_status
+from ddp_operator.api.trainingrun import TrainingRunStatus
+from ddp_operator.api.words import EventReason
+from ddp_operator.decide.decide import decide
+from ddp_operator.decide.decision import Decision, DeletePod, Event
+from ddp_operator.decide.facts import JobFacts, RunFacts
+from ddp_operator.observe.api import Api, ApiError
+from ddp_operator.observe.world import World
+from ddp_operator.settings import Settings
+
+Key = tuple[str, str]
+"""Namespace and name."""
+Decide = Callable[[RunFacts, float, float], Decision]
+
+WORKERS: Final = 16
+BATCH_SECONDS: Final = 0.2
+"""Changes come in flocks (four pods of one job): one decision serves them all."""
+IDLE_SECONDS: Final = 1.0
+SOONEST_SECONDS: Final = 0.2
+"""However soon a decision wants to be looked at again: a clock that stands still must not spin the loop."""
+FIRST_BACKOFF_SECONDS: Final = 0.5
+LONGEST_BACKOFF_SECONDS: Final = 30.0
+ADOPT_AFTER_SECONDS: Final = 2.0
+"""A chart makes the job first and its TrainingRun a moment later: adopting in between would take the name."""
+EVENT_ATTEMPTS: Final = 3
+EVENT_PAUSE_SECONDS: Final = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the loop has done since the process began; metrics read it."""
+
+    decisions: int = 0
+    writes: int = 0
+    conflicts: int = 0
+    errors: int = 0
+    adopted: int = 0
+    events: int = 0
+    events_lost: int = 0
+    actions: Counter[str] = field(default_factory=Counter)
+    """By name: SuspendJob, ResumeJob, DeletePod."""
+
+
+class Reconciler:
+    """The one writer of statuses."""
+
+    def __init__(
+        self,
+        world: World,
+        api: Api,
+        settings: Settings,
+        is_leader: Callable[[], bool],
+        clock: Callable[[], float] = time.time,
+        *,
+        decide: Decide = decide,
+        identity: str = "",
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._world = world
+        self._api = api
+        self._settings = settings
+        self._is_leader = is_leader
+        self._clock = clock
+        self._decide = decide
+        self._monotonic = monotonic
+        self._events = Events(api, identity, monotonic)
+        # a write that takes longer than the lease's last third might land when another leads
+        self._write_seconds = settings.lease_seconds / 3
+        self._waiting: dict[Key, float] = {}
+        """Changed, or due, and since when; the oldest first."""
+        self._due: dict[Key, float] = {}
+        """When time alone, or the end of a pause, makes a run wait again."""
+        self._working: dict[Key, tuple[float, asyncio.Task[None]]] = {}
+        """Since when it had waited, and its worker."""
+        self._trouble: dict[Key, _Trouble] = {}
+        self._orphans: dict[Key, _Orphan] = {}
+        """Jobs without a run, by namespace and uid."""
+        self._led = False
+        self.counts = Counts()
+
+    @property
+    def lag_seconds(self) -> float:
+        """How long the oldest change has been waiting to be shown. Runs in trouble are not in it: they wait on purpose."""
+        starts = [*self._waiting.values(), *(since for key, (since, _) in self._working.items() if key not in self._trouble)]
+        return self._monotonic() - min(starts) if starts else 0.0
+
+    @property
+    def troubled(self) -> dict[Key, str]:
+        """Runs whose last round failed, and why."""
+        return {key: trouble.sentence for key, trouble in self._trouble.items()}
+
+    async def run(self) -> None:
+        """Work for ever. Cancelled, it stops at once: what is on its way is cut off, which the next leader's first look makes good."""
+        try:
+            while True:
+                await self._world.wait_dirty(self._pause())
+                await asyncio.sleep(BATCH_SECONDS)
+                self.turn()
+        finally:
+            workers = [worker for _, worker in self._working.values()] + [
+                orphan.worker for orphan in self._orphans.values() if orphan.worker
+            ]
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    def turn(self) -> None:
+        """Take what has changed and what is due, and start workers for it. Never blocks."""
+        changed: Collection[Key] = list(self._world.take_dirty())
+        if not self._is_leader() or not self._world.is_complete():
+            self._led = False
+            self._waiting.clear()
+            self._due.clear()
+            return
+        now = self._monotonic()
+        if not self._led:
+            self._led = True
+            self._trouble.clear()
+            changed = self._world.names()
+        for key in changed:
+            if key not in self._trouble:  # its pause stands: a run that fails must not wake itself by what it has written before failing
+                self._waiting.setdefault(key, now)
+        for key in [key for key, at in self._due.items() if at <= now]:
+            del self._due[key]
+            self._waiting.setdefault(key, now)
+        self._start_workers()
+        if self._settings.adopt:
+            self._look_for_orphans(now)
+
+    def _pause(self) -> float:
+        soonest = min(self._due.values(), default=float("inf")) - self._monotonic()
+        return min(max(soonest, 0.0), IDLE_SECONDS)
+
+    def _start_workers(self) -> None:
+        for key in [key for key in self._waiting if key not in self._working]:
+            if len(self._working) >= WORKERS:
+                return
+            since = self._waiting.pop(key)
+            self._due.pop(key, None)
+            worker = asyncio.create_task(self._round(key), name=f"reconcile {'/'.join(key)}")
+            self._working[key] = (since, worker)
+            worker.add_done_callback(partial(self._ended, key))
+
+    def _ended(self, key: Key, _: asyncio.Task[None]) -> None:
+        self._working.pop(key, None)
+        if self._led:
+            self._start_workers()
+
+    # --- one round of one run
+
+    async def _round(self, key: Key) -> None:
+        try:
+            await self._decide_and_act(key)
+        except ConflictError as error:
+            self.counts.conflicts += 1
+            self._try_again(key, str(error), None)
+            await self._read_anew(key)
+        except ApiError as error:
+            self.counts.errors += 1
+            self._try_again(key, error.reason, error.retry_after_seconds)
+        except Exception as error:  # a bug in a decision must not end the process: the other runs need it
+            self.counts.errors += 1
+            self._try_again(key, f"this is a bug of the operator: {error!r}", None)
+            _log.exception("Run %s/%s could not be looked at; please report this.", *key, extra=_fields(key))
+        else:
+            self._trouble.pop(key, None)
+
+    async def _decide_and_act(self, key: Key) -> None:
+        facts = self._world.facts_of(*key)
+        if facts is None:
+            return
+        decision = self._decide(facts, self._clock(), self._settings.progress_seconds)
+        self.counts.decisions += 1
+        self._due[key] = self._monotonic() + max(decision.look_again_seconds, SOONEST_SECONDS)
+        if not self._is_leader():
+            return
+        body = await write_status(self._api, facts, decision.status, timeout_seconds=self._write_seconds)
+        if body is not None:
+            self.counts.writes += 1
+            self._world.put_run(body)
+            _log_change(facts, decision.status)
+        failure = await self._act(facts, decision)
+        # told even if an action failed: the status says it now, so no later decision would tell it
+        for event in decision.events:
+            await self._tell(facts, event)
+        if failure is not None:
+            raise failure
+
+    async def _act(self, facts: RunFacts, decision: Decision) -> ConflictError | ApiError | None:
+        for action in decision.actions:
+            if not self._is_leader():
+                return None
+            name = type(action).__name__
+            target = action.pod if isinstance(action, DeletePod) else action.job
+            try:
+                body = await carry_out(self._api, facts.namespace, action, timeout_seconds=self._write_seconds)
+            except (ConflictError, ApiError) as error:
+                return error
+            self.counts.actions[name] += 1
+            _log.info("%s %s: %s", name, target, action.why, extra=_fields((facts.namespace, facts.name)))
+            if body is not None:
+                self._world.put_job(body)
+        return None
+
+    async def _tell(self, facts: RunFacts, event: Event) -> None:
+        for attempt in range(EVENT_ATTEMPTS):
+            if not self._is_leader():
+                return
+            try:
+                self.counts.events += await self._events.post(facts, event, timeout_seconds=self._write_seconds)
+            except ApiError as error:
+                if attempt + 1 < EVENT_ATTEMPTS and error.status in (0, 429, 500, 502, 503, 504):
+                    await asyncio.sleep(EVENT_PAUSE_SECONDS)
+                    continue
+                self.counts.events_lost += 1
+                _log.warning("Event %s was not posted: %s", event.reason, error.reason, extra=_fields((facts.namespace, facts.name)))
+            return
+
+    async def _read_anew(self, key: Key) -> None:
+        # the watch brings it too, but perhaps not before the next attempt
+        try:
+            self._world.put_run(await self._api.request("GET", path_of(*key), timeout_seconds=self._write_seconds))
+        except ApiError as error:
+            if error.status == GONE:
+                self._world.drop_run(*key)
+
+    def _try_again(self, key: Key, sentence: str, retry_after_seconds: float | None) -> None:
+        trouble = self._trouble.setdefault(key, _Trouble())
+        trouble.attempts += 1
+        pause = max(_backoff_seconds(trouble.attempts), retry_after_seconds or 0.0)
+        self._due[key] = self._monotonic() + pause
+        if trouble.sentence != sentence:
+            trouble.sentence = sentence
+            level = logging.WARNING if trouble.attempts > 1 else logging.INFO
+            _log.log(level, "Tried again in %.1f s: %s", pause, sentence, extra=_fields(key))
+
+    # --- adoption
+
+    def _look_for_orphans(self, now: float) -> None:
+        found = {(namespace, job.uid): job for namespace, job in self._world.unadopted()}
+        for key in [key for key, orphan in self._orphans.items() if key not in found and orphan.worker is None]:
+            del self._orphans[key]
+        for key, job in found.items():
+            orphan = self._orphans.setdefault(key, _Orphan(now + ADOPT_AFTER_SECONDS))
+            if orphan.worker is None and orphan.due_at <= now:
+                orphan.worker = asyncio.create_task(self._adopt(key[0], job, orphan), name=f"adopt {key[0]}/{job.name}")
+
+    async def _adopt(self, namespace: str, job: JobFacts, orphan: _Orphan) -> None:
+        try:
+            if not self._is_leader():
+                return
+            body = await adopt(self._api, namespace, job, timeout_seconds=self._write_seconds)
+            self.counts.adopted += 1
+            self._world.put_run(body)
+            run = self._world.facts_of(namespace, body.get("metadata", {}).get("name", ""))
+            _log.info("Adopted PyTorchJob %s.", job.name, extra=_fields((namespace, job.name)))
+            if run is not None:
+                await self._tell(
+                    run, Event(EventReason.ADOPTED, f"PyTorchJob {job.name} is labelled to be tracked, and is looked after now.")
+                )
+        except (NameTakenError, ApiError) as error:
+            if str(error) != orphan.sentence:
+                orphan.sentence = str(error)
+                _log.warning("PyTorchJob %s was not adopted: %s", job.name, error, extra=_fields((namespace, job.name)))
+        except Exception:  # as in a round: one job's trouble is not the others'
+            _log.exception("PyTorchJob %s could not be adopted; please report this.", job.name, extra=_fields((namespace, job.name)))
+        finally:
+            orphan.attempts += 1
+            orphan.due_at = self._monotonic() + _backoff_seconds(orphan.attempts + 2)
+            orphan.worker = None
+
+
+@dataclass(slots=True)
+class _Trouble:
+    attempts: int = 0
+    sentence: str = ""
+
+
+@dataclass(slots=True)
+class _Orphan:
+    due_at: float
+    attempts: int = 0
+    sentence: str = ""
+    worker: asyncio.Task[None] | None = None
+
+
+def _backoff_seconds(attempts: int) -> float:
+    longest = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(attempts - 1, 10), LONGEST_BACKOFF_SECONDS)
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311  # spreads the attempts of many runs
+
+
+def _log_change(facts: RunFacts, status: TrainingRunStatus) -> None:
+    if facts.status.phase != status.phase or facts.status.reason != status.reason:
+        text = "%s %s: %s" if status.reason else "%s%s: %s"
+        _log.info(text, status.phase, status.reason, status.message, extra=_fields((facts.namespace, facts.name)))
+
+
+def _fields(key: Key) -> dict[str, str]:
+    return {"namespace": key[0], "run": key[1]}

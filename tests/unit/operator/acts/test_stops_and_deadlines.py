@@ -1,0 +1,166 @@
+"""Budgets and deadlines end a run by a pause of ours; a resume by the user begins a new life; Kueue's jobs are only reported."""
+
+import pytest
+from simulated_job import SimulatedJob
+
+from ddp_operator.decide.decision import ResumeJob, SuspendJob
+
+
+def crashes_too_often(job):
+    for _ in range(3):
+        job.crash("worker-0", 160)
+        job.pass_time(30)
+
+
+def is_preempted_too_often(job):
+    for _ in range(3):
+        job.evict("worker-0")
+        job.pass_time(30)
+
+
+def fails_without_a_newer_step(job):
+    for _ in range(3):
+        job.crash("worker-0", 160)
+        job.pass_time(7)
+
+
+def never_gathers(job):
+    job.pass_time(120)
+
+
+def trains_too_long(job):
+    job.pass_time(120)
+
+
+STOPS = [
+    (crashes_too_often, {"max_restarts": 2}, True, "RestartBudgetUsedUp"),
+    (is_preempted_too_often, {"max_preemptions": 2}, True, "RestartBudgetUsedUp"),
+    (fails_without_a_newer_step, {"no_progress_restarts": 3}, True, "NoProgress"),
+    (never_gathers, {"pending_deadline": "90s"}, False, "PendingDeadlineExceeded"),
+    (trains_too_long, {"active_deadline": "2m"}, True, "DeadlineExceeded"),
+]
+IDS = [row[0].__name__ for row in STOPS]
+
+
+def played(story, policy, has_room, **options):
+    job = SimulatedJob(policy=policy, **options)
+    job.has_room = has_room
+    job.pass_time(20)
+    story(job)
+    return job
+
+
+@pytest.mark.parametrize(("story", "policy", "has_room", "cause"), STOPS, ids=IDS)
+def test_a_run_is_stopped_once_and_says_why(story, policy, has_room, cause):
+    job = played(story, policy, has_room)
+    job.pass_time(20)
+    assert (job.status.phase, job.status.reason, job.status.stopped_by_us) == ("Failed", cause, cause)
+    assert job.job.suspend
+    assert job.pods == {}
+    assert (len(job.done(SuspendJob)), job.done(ResumeJob)) == (1, [])
+    assert job.status.stopped_generation == job.job.generation == 2
+    assert job.ledger()[-1][:2] == (cause, "Stop")
+    assert job.told().count("Stopped") == 1
+    assert job.told().count("Failed") == 1
+    writes = job.writes
+    job.pass_time(100)
+    assert job.writes == writes
+
+
+@pytest.mark.parametrize(("story", "policy", "has_room", "cause"), STOPS, ids=IDS)
+def test_one_less_stops_nothing(story, policy, has_room, cause):
+    more = {key: value + 1 if isinstance(value, int) else "1h" for key, value in policy.items()}
+    job = played(story, more, has_room)
+    assert job.status.phase != "Failed"
+    assert job.actions == []
+
+
+@pytest.mark.parametrize(("story", "policy", "has_room", "cause"), STOPS, ids=IDS)
+def test_a_resume_by_the_user_begins_a_new_life(story, policy, has_room, cause):
+    job = played(story, policy, has_room)
+    job.pass_time(20)
+    job.has_room = True
+    job.user_changes(suspend=False)
+    job.pass_time(20)
+    assert job.status.phase == "Running"
+    assert (job.status.stopped_by_us, job.status.restarts.failures, job.status.restarts.preemptions) == (None, 0, 0)
+    assert cause in [entry.cause for entry in job.status.ledger]
+
+
+@pytest.mark.parametrize(("story", "policy", "has_room", "cause"), STOPS, ids=IDS)
+@pytest.mark.parametrize("options", [{"queue": "team-a"}, {}], ids=["kueue", "report"])
+def test_where_it_may_not_be_stopped_it_is_reported_once(story, policy, has_room, cause, options):
+    only_report = {} if options else {"on_budget": "Report", "on_deadline": "Report"}
+    job = played(story, {**policy, **only_report}, has_room, **options)
+    assert job.status.overdue == cause
+    job.pass_time(20)
+    assert job.done(SuspendJob) == []
+    assert job.status.phase != "Failed"
+    told = [event.message for _, event in job.events if event.reason.value == "Stopped"]
+    assert len(told) == 1
+    assert ("Workload" in told[0]) == bool(options)
+
+
+@pytest.mark.parametrize("seconds_away", [0, 5])
+def test_a_stop_that_was_only_written_is_carried_out_by_a_successor(seconds_away):
+    job = SimulatedJob(policy={"active_deadline": "60s"})
+    job.only_write_until("stopped_by_us")
+    assert not job.job.suspend
+    job.pass_time(seconds_away, operator=False)
+    job.pass_time(5)
+    assert job.job.suspend
+    assert job.status.phase == "Failed"
+    assert len(job.status.ledger) == 1
+
+
+def test_a_change_by_the_user_before_the_stop_arrives_begins_a_new_life():
+    job = SimulatedJob(policy={"active_deadline": "60s"})
+    job.only_write_until("stopped_by_us")
+    job.user_changes(clean_pod_policy="All")
+    job.pass_time(5)
+    assert not job.job.suspend
+    assert job.status.stopped_by_us is None
+
+
+def test_a_pause_stops_the_clock_of_the_active_deadline():
+    job = SimulatedJob(policy={"active_deadline": "100s"})
+    job.pass_time(50)
+    job.user_changes(suspend=True)
+    job.pass_time(300)
+    job.user_changes(suspend=False)
+    job.pass_time(40)
+    assert job.status.phase == "Running"
+    job.pass_time(40)
+    assert (job.status.phase, job.status.reason) == ("Failed", "DeadlineExceeded")
+
+
+def test_a_pause_begins_the_pending_deadline_anew():
+    job = SimulatedJob(policy={"pending_deadline": "100s"})
+    job.has_room = False
+    job.pass_time(80)
+    job.user_changes(suspend=True)
+    job.pass_time(200)
+    job.user_changes(suspend=False)
+    job.pass_time(80)
+    assert job.status.phase == "Pending"
+    job.pass_time(30)
+    assert job.status.reason == "PendingDeadlineExceeded"
+
+
+def test_the_active_deadline_holds_on_a_hung_job_that_may_not_be_restarted():
+    job = SimulatedJob(policy={"active_deadline": "5m", "on_hung": "Report"})
+    job.pass_time(30)
+    job.is_hung = True
+    job.pass_time(200)
+    assert job.status.phase == "Hung"
+    job.pass_time(100)
+    assert (job.status.phase, job.status.reason) == ("Failed", "DeadlineExceeded")
+
+
+def test_a_pause_of_the_user_is_not_stopped_or_resumed():
+    job = SimulatedJob(policy={"active_deadline": "60s"})
+    job.pass_time(30)
+    job.user_changes(suspend=True)
+    job.pass_time(300)
+    assert job.status.phase == "Suspended"
+    assert job.actions == []

@@ -1,0 +1,141 @@
+import pytest
+from board_runs import HOSTILE, NOW, cast, full, hostile, progress, remembered, run
+from facts_strategies import clocks, run_facts
+from hypothesis import given, settings
+from page_checks import Page
+
+from ddp_operator.api.words import Phase
+from ddp_operator.web.board import ROWS, TONES, Filter, runs_page
+from ddp_operator.web.history import History
+from ddp_operator.web.pages import Pages
+from ddp_operator.web.run_board import run_page
+
+PAGES = Pages()
+
+
+def overview(runs, wanted=None, now=NOW, history=None):
+    return PAGES.overview(runs_page(runs, history or History(), wanted or Filter(), now), "n0nce")
+
+
+def one(facts, now=NOW, history=None):
+    return PAGES.run(run_page(facts, history or History(), now), "n0nce")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        overview(cast(), history=remembered(cast())),
+        one(full(), history=remembered([full()])),
+        one(hostile()),
+        overview(cast(), Filter(namespace=HOSTILE, phase=HOSTILE)),
+        PAGES.error(404, HOSTILE, "n0nce"),
+    ],
+    ids=["all runs", "a full run", "a hostile run", "a hostile filter", "an error"],
+)
+def test_hostile_texts_are_shown_as_texts_and_nothing_comes_from_elsewhere(text):
+    assert Page(text).complaints == []
+
+
+def test_a_hostile_message_is_shown_whole_and_no_template_in_it_is_carried_out():
+    said = Page(one(hostile())).said
+    assert HOSTILE in said
+    assert "{{7*7}}" in said
+
+
+@settings(max_examples=25)
+@given(run_facts(), clocks)
+def test_whatever_the_facts_say_both_pages_are_made_and_sound(facts, now):
+    history = History()
+    history.note([facts])
+    assert Page(overview([facts], now=now, history=history)).complaints == []
+    assert Page(one(facts, now=now, history=history)).complaints == []
+
+
+def test_every_phase_has_a_colour():
+    assert set(TONES) == set(Phase)
+
+
+def test_runs_that_need_somebody_stand_above_those_that_do_not():
+    page = runs_page(list(reversed(cast())), History(), Filter(), NOW)
+    assert [row.phase for row in page.rows][:3] == ["Hung", "Failed", "Restarting"]
+    assert page.rows[-1].phase == "Succeeded"
+
+
+def test_the_row_shows_progress_checkpoint_and_budget():
+    row = runs_page([full()], remembered([full()]), Filter(), NOW).rows[0]
+    assert (row.percent, row.steps, row.loss, row.rate, row.eta) == (76, "6,900 / 9,000", "0.8412", "5,214", "31m12s")
+    assert (row.checkpoint, row.checkpoint_age, row.is_verified, row.restarts, row.age) == ("6,600", "1m15s", True, "2/20", "1h6m")
+    assert row.spark.count(",") > 50
+
+
+def test_a_stale_checkpoint_is_marked():
+    rows = {row.name: row for row in runs_page(cast(), History(), Filter(), NOW).rows}
+    assert rows["sweep-lr-03"].is_stale
+    assert not rows["mnist"].is_stale
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [
+        (Filter(phase="Saving"), ["gpt2-small"]),
+        (Filter(namespace="team-b"), ["evil", "unet", "gpt2-small", "paused"]),
+        (Filter(namespace="team-a", phase="Saving"), []),
+        (Filter(phase="Nonsense"), []),
+    ],
+)
+def test_filters_choose_by_namespace_and_phase(wanted, names):
+    assert [row.name for row in runs_page(cast(), History(), wanted, NOW).rows] == names
+
+
+def test_counts_by_phase_ignore_the_chosen_phase_but_not_the_namespace():
+    page = runs_page(cast(), History(), Filter(namespace="team-b", phase="Saving"), NOW)
+    assert next((c.text, c.count, c.is_chosen) for c in page.phases) == ("All", 4, False)
+    assert {c.text: c.count for c in page.phases}["Suspended"] == 1
+
+
+@pytest.mark.parametrize(("text", "page"), [("2", 2), ("-1", 1), ("1e9", 1), ("٣", 1), ("99999999999999999999", 1), ("", 1)])
+def test_odd_page_numbers_are_the_first_page(text, page):
+    assert Filter.of({"page": text}).page == page
+
+
+def test_a_thousand_runs_are_paged_and_every_run_is_on_one_page():
+    many = [run(f"run-{number:04}", namespace=f"team-{number % 7}", progress=progress(number)) for number in range(1000)]
+    seen = [row.name for page in range(1, 11) for row in runs_page(many, History(), Filter(page=page), NOW).rows]
+    assert len(seen) == len(set(seen)) == 1000
+    last = runs_page(many, History(), Filter(page=99), NOW)
+    assert (last.page, last.pages, len(last.rows)) == (10, 10, ROWS)
+    text = overview(many, Filter(page=2, phase="Running"))
+    assert text.count("<tr>") == ROWS + 1
+    assert {"/?phase=Running&page=3", "/?phase=Running&page=1"} <= set(Page(text).links)
+
+
+def test_without_runs_the_page_says_how_to_get_one():
+    assert "helm install" in overview([])
+
+
+def test_the_run_page_says_what_why_and_what_to_do_next():
+    waiting = run("vit", Phase.PENDING, reason="Unschedulable", message="2 of 4 pods wait: 0/6 nodes have room")
+    said = Page(one(waiting)).said
+    assert "Pending Unschedulable for 10m 2 of 4 pods wait: 0/6 nodes have room" in said
+    assert "kubectl -n team-a get pods -l training.kubeflow.org/job-name=vit-7f3a91" in said
+
+
+def test_the_run_page_has_ledger_pods_claims_and_conditions():
+    said = Page(one(full(), history=remembered([full()]))).said
+    for words in (
+        "Hang resnet-7f3a91-master-0 161 6,001 6,000 after 4m GangRestart 40 no step for 10m; ranks 2 and 3 stood in all_reduce",
+        "worker-10 Unschedulable",
+        "resnet-checkpoints Bound 9 GiB of 20 GiB used · used by resnet, resnet-eval",
+        "CheckpointFresh True Fresh",
+        "96.2 % 52 steps lost",
+        "1m15s ago, 93 MiB, verified",
+    ):
+        assert words in said, words
+
+
+def test_pods_stand_in_the_order_of_their_indices():
+    assert [pod.replica for pod in run_page(full(), History(), NOW).pods] == ["master-0", "worker-0", "worker-2", "worker-10"]
+
+
+def test_a_nearly_full_claim_is_marked():
+    assert [claim.tone for claim in run_page(full(), History(), NOW).claims] == ["good", "warn"]
