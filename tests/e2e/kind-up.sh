@@ -34,6 +34,7 @@ if ! kind get clusters 2>/dev/null | grep -qx "$cluster"; then
     sed -i -E 's/^( *)# (extraMounts:|  - \{hostPath)/\1\2/' "$work/kind.yaml"
   fi
   kind create cluster --name "$cluster" --config "$work/kind.yaml" ${KIND_NODE_IMAGE:+--image "$KIND_NODE_IMAGE"} --wait 3m
+  "$here/audit-up.sh" "$cluster" || say "no audit log (above); the case 'audit' cannot run"
 elif ! command kubectl config get-contexts "kind-$cluster" >/dev/null 2>&1; then
   kind export kubeconfig --name "$cluster"
 fi

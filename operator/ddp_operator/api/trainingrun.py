@@ -67,8 +67,8 @@ class Policy(ApiModel):
     """Evictions, preemptions, lost nodes, deleted pods."""
     no_progress_restarts: Annotated[int, Field(ge=0, le=10_000)] = 5
     """So many failures in a row without a newer durable step; 0 switches it off."""
-    hung_after: Duration = "10m"
-    """No sign of training for so long, while all pods run."""
+    hung_after: Duration = "20m"
+    """No sign of training for so long, while all pods run. Longer than the trainer's own longest bound: 15 min, for a start."""
     pending_deadline: Duration | None = None
     """Longest wait for the first step of all pods running; None: for ever."""
     active_deadline: Duration | None = None
@@ -264,9 +264,10 @@ class TrainingRunStatus(ApiModel):
     numbers_written_at: datetime | None = None
     """When progress, checkpoint and other mere numbers were last renewed here: they are not written more often than they can be read."""
     incarnations: Annotated[dict[str, Word], Field(max_length=MAX_REPLICAS_REMEMBERED)] = {}
-    """Replica (master-0) to the pod last seen there, "<first 8 of its uid>/<restarts of its container>/<its creation>": what tells a replacement.
+    """Replica (master-0) to the pod last seen there, "<first 8 of its uid>/<restarts of its container>/<its creation>".
 
-    A fourth part says that its end is already accounted for: "lost" (in the ledger), "left" (a pause took it), "freed" (by us), "done".
+    It tells a replacement. A fourth part says that its end is already accounted for: "lost" (in the ledger), "left" (a pause took it),
+    "freed" (by us), "done".
     """
     claims: Annotated[list[ClaimStatus], Field(max_length=8)] = []
     timing: TimingStatus = TimingStatus()

@@ -12,14 +12,9 @@ def passed(timing: TimingStatus, policy: Policy, now: float) -> tuple[Cause, str
     """The deadline that is over, with a sentence. A pause stops both clocks; ask only while the job is not paused."""
     due = due_at(timing, policy, now)
     if policy.pending_deadline is not None and due.get(Cause.PENDING_TOO_LONG, now) < now:
-        return Cause.PENDING_TOO_LONG, (
-            f"its pods did not all run for one moment within pendingDeadline {policy.pending_deadline};"
-            " make room for them, or ask for fewer or smaller pods, then resume the job"
-        )
+        return Cause.PENDING_TOO_LONG, (f"its pods did not all run for one moment within pendingDeadline {policy.pending_deadline}")
     if policy.active_deadline is not None and due.get(Cause.DEADLINE_EXCEEDED, now) < now:
-        return Cause.DEADLINE_EXCEEDED, (
-            f"it was active for longer than activeDeadline {policy.active_deadline}; to train on, raise it and resume the job"
-        )
+        return Cause.DEADLINE_EXCEEDED, (f"it was active for longer than activeDeadline {policy.active_deadline}")
     return None
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ddp_operator.api.trainingrun import CheckpointStatus, ReplicaStatus, TrainingRunStatus
+from ddp_operator.api.trainingrun import CheckpointStatus, ProgressStatus, ReplicaStatus, TrainingRunStatus
 from ddp_operator.api.words import Phase
-from ddp_operator.decide import announce, cleanup, due, incidents, intents, lives, nodes, quiet, stops, timing
+from ddp_operator.decide import announce, cleanup, due, farewell, incidents, intents, lives, nodes, quiet, stops, timing
 from ddp_operator.decide.claims import claim_statuses
 from ddp_operator.decide.conditions import conditions
 from ddp_operator.decide.decision import Action, Decision, Event
@@ -93,7 +93,7 @@ def _acted(facts: RunFacts, truth: Truth, now: float) -> tuple[RunFacts, tuple[A
 
 def _told(facts: RunFacts, truth: Truth, now: float) -> TrainingRunStatus:
     """The whole status: the memory, the truth, and the numbers that people read."""
-    memory, document = facts.status, facts.progress.document
+    memory = facts.status
     is_new = truth.phase is not memory.phase or memory.phase_since is None
     status = memory.model_copy(
         update={
@@ -102,7 +102,7 @@ def _told(facts: RunFacts, truth: Truth, now: float) -> TrainingRunStatus:
             "reason": truth.reason,
             "message": truth.message,
             "phase_since": moment(now) if is_new else memory.phase_since,
-            "progress": progress_status(document, now, facts.progress.heard_at or None) if document else memory.progress,
+            "progress": _progress(facts, now),
             "checkpoint": _checkpoint(facts, now),
             "replicas": _replicas(facts),
             "claims": claim_statuses(facts),
@@ -112,13 +112,26 @@ def _told(facts: RunFacts, truth: Truth, now: float) -> TrainingRunStatus:
     return status.model_copy(update={"conditions": conditions(replace(facts, status=status), now)})
 
 
+def _progress(facts: RunFacts, now: float) -> ProgressStatus | None:
+    stored, document = facts.status.progress, facts.progress.document
+    said = progress_status(document, now, facts.progress.heard_at or None) if document else stored
+    if said is not None and stored is not None and farewell.is_older(said.step, stored.step, facts):
+        said = stored
+    return farewell.with_last_step(said, facts)
+
+
 def _checkpoint(facts: RunFacts, now: float) -> CheckpointStatus | None:
     """The newest durable step. The time of a step stays as first read: a pod's clock that runs ahead would move it with each look."""
     stored, document = facts.status.checkpoint, facts.progress.document
     said = checkpoint_status(document, now) if document else None
     if said is None or stored is None:
-        return said or stored
-    return said.model_copy(update={"saved_at": stored.saved_at}) if said.step == stored.step else said
+        said = said or stored
+    elif farewell.is_older(said.step, stored.step, facts):
+        said = stored
+    elif said.step == stored.step:
+        said = said.model_copy(update={"saved_at": stored.saved_at})
+    last = farewell.with_last_durable(said, facts, now)
+    return stored if last and stored and last.step == stored.step and last is not said else last
 
 
 def _replicas(facts: RunFacts) -> ReplicaStatus:

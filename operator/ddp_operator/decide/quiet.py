@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from ddp_operator.api.trainingrun import ClaimStatus, Condition, TrainingRunStatus
+from ddp_operator.api.words import Phase
 from ddp_operator.decide.timing import epoch
 from ddp_operator.decide.wording import moment
 
@@ -23,10 +24,16 @@ def worth_writing(before: TrainingRunStatus, after: TrainingRunStatus, now: floa
     """`after`, or `before` if nothing differs, or only numbers that were renewed less than `min_seconds` ago."""
     if after.model_copy(update={"numbers_written_at": before.numbers_written_at}) == before:
         return before
-    if now < renewal_at(before, now, min_seconds) and with_numbers_of(before, after) == before:
+    if now < renewal_at(before, now, min_seconds) and not _is_farewell(before, after) and with_numbers_of(before, after) == before:
         return before
     # Rounded up: times hold whole seconds, and six writes a minute must not become seven.
     return after.model_copy(update={"numbers_written_at": moment(math.ceil(now))})
+
+
+def _is_farewell(before: TrainingRunStatus, after: TrainingRunStatus) -> bool:
+    """Whether a run that does not train tells a newer durable step: the pod that said it may be gone at the next look."""
+    told = after.checkpoint.step if after.checkpoint else 0
+    return after.phase is not Phase.RUNNING and told > (before.checkpoint.step if before.checkpoint else 0)
 
 
 def renewal_at(before: TrainingRunStatus, now: float, min_seconds: float) -> float:

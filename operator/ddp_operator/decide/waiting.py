@@ -42,6 +42,8 @@ WHAT_TO_DO: Mapping[PendingReason, str] = {
     PendingReason.INIT: "look at the master's pod if this lasts",
 }
 
+ENDING = "it is ending"
+"""The old pod is still there; nobody has to do anything."""
 UNTAKEN_SECONDS = 60.0
 """A kubelet takes up a pod within seconds; one that has not said a word for so long does not run, or cannot reach the API server."""
 PROVISIONING_SECONDS = 15.0
@@ -134,7 +136,7 @@ def _leaves(pod: PodFacts, now: float) -> tuple[PendingReason, str] | None:
         return PendingReason.NODE, f"node {pod.node or '?'} does not answer"
     if pod.deleted_at:
         late = now > pod.deleted_at
-        return (PendingReason.NODE, f"it does not end on node {pod.node or '?'}") if late else (PendingReason.NO_PODS, "it is ending")
+        return (PendingReason.NODE, f"it does not end on node {pod.node or '?'}") if late else (PendingReason.NO_PODS, ENDING)
     if pod.phase == "Failed":
         return PendingReason.NO_PODS, "it has failed and is not replaced yet"
     return None
@@ -191,7 +193,8 @@ def _sentence(first: Wait, waits: Sequence[Wait], job: JobFacts, pods: Sequence[
     desired = max(job.desired, len({pod.replica for pod in pods}))
     if first.reason is PendingReason.NO_PODS and not pods:
         return cut(f"none of {desired} pods is made yet; {WHAT_TO_DO[first.reason]}")
-    return cut(f"{same} of {desired} pods wait: {first.replica}: {detail}; {WHAT_TO_DO[first.reason]}")
+    told = f"{same} of {desired} pods wait: {first.replica}: {detail}"
+    return cut(told if detail == ENDING else f"{told}; {WHAT_TO_DO[first.reason]}")
 
 
 def _natural(replica: str) -> tuple[str, int, str]:

@@ -28,7 +28,7 @@ AT_ONCE: Final = 50
 """Requests in flight: 1,000 runs each 10 s, of which some time out after 2 s, need about 30."""
 FIRST_LOOK_SECONDS: Final = 3.0
 """New runs are first asked within this, not all at once."""
-LONGEST_PAUSE_INTERVALS: Final = 6.0
+LONGEST_PAUSE_INTERVALS: Final = 3.0
 """A pod that does not answer in time is asked ever more rarely, down to this: on a lost node each request would wait for its timeout."""
 LOOK_AROUND_SECONDS: Final = 1.0
 """How soon a new run is noticed."""

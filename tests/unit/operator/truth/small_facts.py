@@ -105,7 +105,7 @@ def a_run(**changes):
         generation=1,
         resource_version="200",
         created_at=BORN,
-        spec=TrainingRunSpec(job_ref=JobRef(name="ddp-demo"), checkpoint=CheckpointSpec(claim_name=CLAIM), policy=Policy()),
+        spec=TrainingRunSpec(job_ref=JobRef(name="ddp-demo"), checkpoint=CheckpointSpec(claim_name=CLAIM), policy=Policy(hung_after="10m")),
         status=TrainingRunStatus(),
         job=a_job(),
         pods=the_pods(),
