@@ -2,9 +2,11 @@
 
     script -qc "make demo" demo.typescript
     python benchmarks/screenshots.py runs/demo --terminal demo.typescript --until resumed
+    kubectl port-forward svc/ddp-demo-operator 8080 & python benchmarks/screenshots.py --dashboard http://localhost:8080
 
-The recording holds every frame of the live display; `--until TEXT` stops it at the frame in which TEXT first appears. The terminal that
-replays it knows what rich and tqdm send (carriage return, cursor up, erase line, colours), not full-screen programs. Needs Chromium.
+The last makes docs/images/dashboard.png, of the first run that the operator's dashboard shows. A recording holds every frame of the live
+display; `--until TEXT` stops it at the frame in which TEXT first appears. The terminal that replays it knows what rich and tqdm send
+(carriage return, cursor up, erase line, colours), not full-screen programs. Needs Chromium.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 from rich._export_format import CONSOLE_SVG_FORMAT
@@ -93,10 +97,18 @@ def draw_terminal(lines: list[str], title: str, target: Path) -> tuple[int, int]
     return round(float(box[1])), round(float(box[2]))
 
 
+def first_run(dashboard: str) -> str:
+    """The address of the first run on the operator's dashboard."""
+    with urllib.request.urlopen(dashboard, timeout=10) as answer:  # noqa: S310  # the address is the caller's own
+        found = re.search(r'href="(/runs/[^"?]+)"', answer.read().decode())
+    return urllib.parse.urljoin(dashboard, found[1]) if found else sys.exit(f"{dashboard} shows no run; is it the operator's dashboard?")
+
+
 def main() -> None:
     """Make the pictures that the arguments ask for."""
-    parser = argparse.ArgumentParser(description="Make docs/images/report.png, and terminal.svg and .png, from a real run.")
-    parser.add_argument("run_dir", type=Path, help="a finished run, such as runs/demo")
+    parser = argparse.ArgumentParser(description="Make the pictures in docs/images from a real run.")
+    parser.add_argument("run_dir", type=Path, nargs="?", help="a finished run, such as runs/demo")
+    parser.add_argument("--dashboard", metavar="URL", help="of the operator: makes dashboard.png, of its first run")
     parser.add_argument("--terminal", type=Path, help="a recording of it: script -qc 'make demo' FILE")
     parser.add_argument("--until", help="show the frame in which this text first appears; default: the end")
     parser.add_argument("--lines", type=int, default=34, help="at most this many last lines of the terminal")
@@ -106,7 +118,10 @@ def main() -> None:
     parser.add_argument("--images", type=Path, default=IMAGES, help="where the pictures go")
     options = parser.parse_args()
     options.images.mkdir(parents=True, exist_ok=True)
-    shoot(write_report(options.run_dir).resolve().as_uri(), options.images / "report.png", 1280, options.height, dark=options.dark)
+    if options.dashboard:
+        shoot(first_run(options.dashboard), options.images / "dashboard.png", 1280, 1000, dark=options.dark)
+    if options.run_dir:
+        shoot(write_report(options.run_dir).resolve().as_uri(), options.images / "report.png", 1280, options.height, dark=options.dark)
     if options.terminal:
         # newline="": a carriage return is a command here, not half of a line break
         with options.terminal.open(encoding="utf-8", errors="replace", newline="") as file:

@@ -22,7 +22,7 @@ in_node sh -c "sed -e 's#^    - kube-apiserver\$#&\n    - --audit-policy-file=/e
   -e 's#^  volumes:\$#&\n  - {hostPath: {path: /etc/kubernetes/audit, type: Directory}, name: audit-policy}\n  - {hostPath: {path: /var/log/kubernetes, type: Directory}, name: audit-log}#' \
   $manifest >/etc/kubernetes/.apiserver.yaml && mv /etc/kubernetes/.apiserver.yaml $manifest"
 deadline=$((SECONDS + wait_seconds))
-until in_node test -s /var/log/kubernetes/audit.log && kubectl --context "kind-$cluster" get --raw /readyz >/dev/null 2>&1; do
+until in_node test -e /var/log/kubernetes/audit.log && kubectl --context "kind-$cluster" get --raw /readyz >/dev/null 2>&1; do
   [ "$SECONDS" -lt "$deadline" ] || { echo "audit-up: the API server is not back after $wait_seconds s: docker exec $node crictl ps -a" >&2; exit 1; }
   sleep 1
 done
