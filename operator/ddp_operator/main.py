@@ -174,7 +174,14 @@ class Process:
         }
 
     async def _serve(self) -> Any:
-        sources = Sources(runs=self._runs, numbers=self._numbers, health=self.health, ready=self.ready, clock=time.time)
+        sources = Sources(
+            runs=self._runs,
+            orphans=self._world.orphaned_claims,
+            numbers=self._numbers,
+            health=self.health,
+            ready=self.ready,
+            clock=time.time,
+        )
         try:
             return await serve(self._settings.port, sources)
         except OSError as error:

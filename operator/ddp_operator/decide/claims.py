@@ -22,6 +22,8 @@ CALM_PERCENTS = 3
 """A volume that was filling is so until it has fallen by this much below the bound: else it would cross it with each checkpoint."""
 FILLING_CHECKPOINTS = 3
 """Room for less than so many more checkpoints is a warning; for less than one, the next cannot be written."""
+OF_VOLUMES = frozenset({"VolumeFull", "VolumeFilling", "EnoughRoom"})
+"""Reasons of StorageHealthy that rest on node 0's word."""
 USED_PARTS = 1000
 """Used bytes are told in thousandths of the volume: a log line more or less is not worth a write."""
 
@@ -49,6 +51,8 @@ def claim_statuses(facts: RunFacts) -> list[ClaimStatus]:
 
 def _status(claim: ClaimFacts, facts: RunFacts) -> ClaimStatus:
     used = _used(facts) if claim.name == checkpoint_claim(facts) else None
+    if used is None and facts.progress.document is None:
+        used = _used_before(claim, facts)
     return ClaimStatus(
         name=cut(claim.name, NAME_CHARS) or "?",
         phase=cut("Terminating" if claim.deleted_at else claim.phase, REASON_CHARS),
@@ -58,6 +62,13 @@ def _status(claim: ClaimFacts, facts: RunFacts) -> ClaimStatus:
         used_percent=used[1] if used else None,
         used_by=sorted({user for name in claim.used_by if (user := cut(name, NAME_CHARS))})[:MAX_USERS],
     )
+
+
+def _used_before(claim: ClaimFacts, facts: RunFacts) -> tuple[int, int] | None:
+    for status in facts.status.claims:
+        if status.name == claim.name and status.used_bytes is not None and status.used_percent is not None:
+            return status.used_bytes, status.used_percent
+    return None
 
 
 def _used(facts: RunFacts) -> tuple[int, int] | None:
@@ -103,6 +114,9 @@ def storage_health(facts: RunFacts, claims: list[ClaimStatus], before: Condition
         if claim.phase == "Terminating":
             return Finding("False", "ClaimTerminating", f"claim {claim.name} is being deleted as soon as no pod uses it")
     used, document = _used(facts), facts.progress.document
+    if document is None and before and before.reason in OF_VOLUMES:
+        # nobody has asked node 0 yet, or it is gone: what was said last stands, and is no news
+        return Finding(before.status, before.reason, before.message)
     if used is None or document is None:
         return Finding("Unknown", "NotKnown", "nobody says how full the checkpoint volume is")
     was = before.reason if before else ""

@@ -55,6 +55,8 @@ def _bounds(facts: RunFacts, now: float) -> Iterator[float]:
     for since in (facts.progress.heard_at, facts.progress.answered_at, max(started, default=0.0), epoch(status.timing.gathered_at)):
         yield since + hung_after
         yield since + hung_after + ASKED_SECONDS  # node 0 is to have been asked once more by then
+    if facts.progress.error:
+        yield now + ASKED_SECONDS  # the same silence, once more, marks nobody; and yet it is by the last question that a run hangs
     if status.incident is not None:
         yield epoch(status.incident.last_loss_at) + incidents.GAP_SECONDS
         gathered_at = epoch(status.incident.gathered_at)

@@ -115,6 +115,8 @@ class ClaimFacts:
     message: str = ""
     deleted_at: float = 0.0
     used_by: tuple[str, ...] = ()
+    run: str = ""
+    """The value of its ddp-operator.io/run label: made by a chart for a run of that name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from ddp_operator.decide.facts import RunFacts
 from ddp_operator.decide.incidents import appended
 from ddp_operator.decide.step import Step
 from ddp_operator.decide.timing import is_finished
+from ddp_operator.decide.waiting import waiting
 from ddp_operator.decide.wording import LEDGER_CHARS, count, cut, moment
 
 
@@ -46,7 +47,12 @@ def proceed(facts: RunFacts, phase: Phase, now: float) -> Step:
 
 def _verdict(facts: RunFacts, now: float) -> tuple[Cause, str] | None:
     memory, policy = facts.status, facts.spec.policy
-    return budgets.spent(memory.restarts, policy) or deadlines.passed(memory.timing, policy, now)
+    verdict = budgets.spent(memory.restarts, policy) or deadlines.passed(memory.timing, policy, now)
+    if verdict is None or verdict[0] is not Cause.PENDING_TOO_LONG:
+        return verdict
+    # Its pods go with the stop, and the scheduler's words with them: who comes later has only these.
+    waits_for = waiting(facts.job, facts.pods, facts.claims, now)
+    return verdict if waits_for is None else (verdict[0], f"{verdict[1]}: {waits_for[1]}")
 
 
 def _may_stop(cause: Cause, policy: Policy) -> bool:

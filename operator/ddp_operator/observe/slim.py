@@ -139,6 +139,7 @@ def claim(body: Any) -> Seen[ClaimFacts] | None:
         capacity_bytes=quantity(at(body, "status", "capacity", "storage")),
         message=next((message for c in _conditions(body).values() if (message := text(c.get("message")))), ""),
         deleted_at=instant(meta.get("deletionTimestamp")),
+        run=name(at(meta, "labels", RUN_LABEL)),
     )
     return Seen(namespace, own_name, uid, version, facts)
 

@@ -206,6 +206,15 @@ class World:
         if replace(before, asked_at=0, answered_at=0) != replace(look, asked_at=0, answered_at=0):
             self._mark(key)
 
+    def orphaned_claims(self) -> list[tuple[str, ClaimFacts]]:
+        """Namespace and claim: made by a chart for a run, and neither a run nor a job uses it. They hold checkpoints, and cost money."""
+        mounted = {(key[0], claim) for key, job in self._jobs.items() for claim in job.facts.claims}
+        return [
+            (key[0], seen.facts)
+            for key, seen in sorted(self._claims.items())
+            if seen.facts.run and not seen.facts.deleted_at and key not in self._runs_of_claim and key not in mounted
+        ]
+
     def take_dirty(self) -> KeysView[Key]:
         """The runs that something has changed for since the last call, deleted ones too, in the order of the first change. A set."""
         dirty, self._dirty = self._dirty, {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,10 @@ from urllib.parse import quote, urlencode
 
 from ddp_operator.api.trainingrun import ProgressStatus
 from ddp_operator.api.words import ConditionType, Phase
-from ddp_operator.decide.facts import RunFacts
+from ddp_operator.decide.facts import ClaimFacts, RunFacts
 from ddp_operator.web.drawing import curve
 from ddp_operator.web.history import History
-from ddp_operator.web.texts import NONE, age, ago, clock, count, or_none
+from ddp_operator.web.texts import NONE, age, ago, clock, count, or_none, size
 
 ROWS = 100
 """A page of the overview."""
@@ -97,6 +98,17 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Orphan:
+    """A claim of a run that is gone, and how to be rid of it."""
+
+    namespace: str
+    name: str
+    phase: str
+    size: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunsPage:
     """The overview."""
 
@@ -109,9 +121,12 @@ class RunsPage:
     page: int
     pages: int
     made_at: str
+    orphans: tuple[Orphan, ...] = ()
 
 
-def runs_page(runs: Sequence[RunFacts], history: History, wanted: Filter, now: float) -> RunsPage:
+def runs_page(
+    runs: Sequence[RunFacts], history: History, wanted: Filter, now: float, orphans: Sequence[tuple[str, ClaimFacts]] = ()
+) -> RunsPage:
     """The overview: only the rows of one page are made, so that a thousand runs cost little."""
     here = [run for run in runs if wanted.namespace in ("", run.namespace)]
     counts = Counter(run.status.phase for run in here)
@@ -133,7 +148,13 @@ def runs_page(runs: Sequence[RunFacts], history: History, wanted: Filter, now: f
         page=page,
         pages=pages,
         made_at=clock(now),
+        orphans=tuple(_orphan(*orphan) for orphan in orphans if wanted.namespace in ("", orphan[0]))[:ROWS],
     )
+
+
+def _orphan(namespace: str, claim: ClaimFacts) -> Orphan:
+    held = size(claim.capacity_bytes or claim.requested_bytes)
+    return Orphan(namespace, claim.name, claim.phase, held, f"kubectl -n {shlex.quote(namespace)} delete pvc {shlex.quote(claim.name)}")
 
 
 def _place(run: RunFacts) -> tuple[int, str, str]:

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from ddp_operator.api.trainingrun import LedgerEntry
 from ddp_operator.api.words import FINAL_PHASES, Phase
-from ddp_operator.decide.facts import RunFacts
+from ddp_operator.decide.facts import ClaimFacts, RunFacts
 from ddp_operator.web.texts import seconds_of
 
 RUNS_WITH_SERIES = 2000
@@ -78,11 +78,13 @@ class Metrics:
         self._process = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self._process)
 
-    def text(self, runs: Sequence[RunFacts], numbers: Numbers, now: float) -> bytes:
+    def text(self, runs: Sequence[RunFacts], numbers: Numbers, now: float, orphans: Sequence[tuple[str, ClaimFacts]] = ()) -> bytes:
         """All of it, in the text format 0.0.4."""
         registry = CollectorRegistry(auto_describe=False)
         shown = list(islice(runs, RUNS_WITH_SERIES))
-        registry.register(_Families([*_operator(numbers), *_runs(runs, len(shown)), *_each(shown, self._incidents.of(shown, now))]))
+        registry.register(
+            _Families([*_operator(numbers), *_orphans(orphans), *_runs(runs, len(shown)), *_each(shown, self._incidents.of(shown, now))])
+        )
         return generate_latest(registry) + generate_latest(self._process)
 
 
@@ -114,6 +116,12 @@ def _operator(numbers: Numbers) -> Iterable[Metric]:
     yield CounterMetricFamily("ddp_operator_status_conflicts", "Statuses that another writer had changed.", value=numbers.status_conflicts)
     yield CounterMetricFamily("ddp_operator_reconcile_errors", "Runs whose round ended in an error.", value=numbers.reconcile_errors)
     yield from (requests, silent, actions)
+
+
+def _orphans(claims: Sequence[tuple[str, ClaimFacts]]) -> Iterable[Metric]:
+    yield GaugeMetricFamily("ddp_operator_orphaned_claims", "Claims made for runs that are gone.", value=len(claims))
+    size = sum(claim.capacity_bytes or claim.requested_bytes for _, claim in claims)
+    yield GaugeMetricFamily("ddp_operator_orphaned_claims_bytes", "What they hold on to.", value=size)
 
 
 def _runs(runs: Sequence[RunFacts], shown: int) -> Iterable[Metric]:

@@ -19,7 +19,7 @@ from http import HTTPStatus
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from ddp_operator.decide.facts import RunFacts
+from ddp_operator.decide.facts import ClaimFacts, RunFacts
 from ddp_operator.web.board import Filter, runs_page
 from ddp_operator.web.history import History
 from ddp_operator.web.metrics import Metrics, Numbers
@@ -46,6 +46,8 @@ class Sources:
     """Where the pages' facts come from. All are called in the event loop, must not block, and need not be cheap."""
 
     runs: Callable[[], Sequence[RunFacts]]
+    orphans: Callable[[], Sequence[tuple[str, ClaimFacts]]] = tuple
+    """Namespace and claim: made for a run that is gone."""
     numbers: Callable[[], Numbers] = Numbers
     health: Callable[[], list[str]] = list
     """What is wrong, as sentences; empty: alive and well."""
@@ -81,7 +83,7 @@ def build(sources: Sources) -> web.Application:
 
     async def overview(request: web.Request) -> web.Response:
         wanted = Filter.of(request.query)
-        return _page(pages.overview(runs_page(sources.runs(), history, wanted, sources.clock()), _nonce.get()))
+        return _page(pages.overview(runs_page(sources.runs(), history, wanted, sources.clock(), sources.orphans()), _nonce.get()))
 
     async def run(request: web.Request) -> web.Response:
         namespace, name = request.match_info["namespace"], request.match_info["name"]
@@ -93,7 +95,7 @@ def build(sources: Sources) -> web.Application:
     async def numbers(_: web.Request) -> web.Response:
         async with scrape:
             # in a thread: the text of thousands of series takes a moment, and the loop has pods to watch; facts are frozen
-            text = await asyncio.to_thread(metrics.text, list(sources.runs()), sources.numbers(), sources.clock())
+            text = await asyncio.to_thread(metrics.text, list(sources.runs()), sources.numbers(), sources.clock(), sources.orphans())
         return web.Response(body=text, headers={"Content-Type": METRICS_TYPE})
 
     application.router.add_get("/", overview)

@@ -61,7 +61,7 @@ def hung(release: Release) -> Iterator[Row]:
         release.kubectl("patch", "trainingrun", release.name, "--type=merge", "-p", patch)
         durable, at = story.last.durable, time.time()
         for pod in release.pods():
-            _freeze(pod)
+            freeze(pod)
         look = story.wait_phase("Hung", HUNG_AFTER_SECONDS + 4 * KNOWN_SECONDS, since=at)  # a silent agent is asked less often
         yield Row("the gang is frozen", "Hung", f"{look.word}: {look.message[:160]}", look.time - at)
         back = story.wait("Running again", TRAINS_SECONDS, lambda look: look.phase == "Running", since=look.time)
@@ -71,7 +71,7 @@ def hung(release: Release) -> Iterator[Row]:
         yield Row("gang restart", f"Running at step >= {durable}, once, not suspended", words, back.time - at, good)
 
 
-def _freeze(pod: dict[str, Any]) -> None:
+def freeze(pod: dict[str, Any]) -> None:
     """By the node's kernel: process 1 of a container does not hear a SIGSTOP from inside."""
     name, node, uid = pod["metadata"]["name"], pod["spec"]["nodeName"], pod["metadata"]["uid"].replace("-", "_")
     script = f"f=$(find /sys/fs/cgroup -type d -name '*{uid}*' | head -1)/cgroup.freeze; echo 1 > $f && cat $f"

@@ -117,3 +117,20 @@ def trains(story: Story, what: str, started: float) -> Row:
     """Running, with a step."""
     look = story.wait("Running, with a step", TRAINS_SECONDS, lambda look: look.phase == "Running" and look.step > 0, since=started)
     return Row(what, "Running, with a step", f"{story.words(started)}, step {look.step}", look.time - started)
+
+
+def operators(release: Release) -> list[dict[str, Any]]:
+    """The pods of its operator."""
+    return release.items("pods", "-l", f"ddp-operator.io/operator-of={release.name}")
+
+
+def leader(release: Release) -> str:
+    """Who holds the lease of the namespace's operators.
+
+    Raises:
+        CaseError: nobody does.
+    """
+    found = json.loads(release.kubectl("get", "lease", "ddp-operator", "-o", "json"))
+    if not (holder := found["spec"].get("holderIdentity")):
+        raise CaseError("nobody holds the lease")
+    return str(holder)

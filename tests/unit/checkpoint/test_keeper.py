@@ -216,3 +216,14 @@ def test_while_rank_0_writes_and_the_writer_holds_one_there_is_still_the_newest_
         keeper.keep(step)
         assert bench.memory.is_intact(held)
     assert seen == [None, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_slot_in_which_somebody_died_is_whole_again_whatever_he_left_there(bench):
+    keeper = bench.keeper(memory_every_steps=1)
+    for step in range(1, 7):
+        bench.offer(keeper, step)
+        for slot in range(3):
+            if slot != bench.memory.newest().slot:
+                bench.memory.block(slot)[:] = b"\xc1" * len(bench.memory.block(slot))
+    found = tensors_of(bench.memory.files(bench.memory.newest()))
+    assert torch.equal(found["model.weight"], bench.model.weight)

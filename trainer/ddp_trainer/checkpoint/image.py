@@ -73,7 +73,7 @@ class Image:
         return cls(tuple(parts), places)
 
     def write_headers(self, block: memoryview) -> None:
-        """Put the files' headers in place; once is enough, however often the tensors are written."""
+        """Put the files' headers in place."""
         for part in self._parts:
             block[part.start : part.start + len(part.header)] = part.header
 

@@ -101,8 +101,9 @@ class Keeper:
     def _fill(self, slot: int) -> None:
         assert self._image is not None
         assert self.memory is not None
+        block = self.memory.block(slot)
+        self._image.write_headers(block)  # tens of KB: a slot that somebody died in is whole again, whatever was in it
         if slot not in self._views:
-            block = self.memory.block(slot)
             self._views[slot] = self._image.views(block)
             pin(block, self.state.device)
         self.state.copy_to(self._views[slot])

@@ -5,8 +5,11 @@ from dataclasses import replace
 
 import pytest
 from simulated_job import SimulatedJob
+from small_facts import NOW, a_document, a_look, a_run
 
+from ddp_operator.api.words import ConditionType, EventReason
 from ddp_operator.decide.decide import decide
+from ddp_operator.decide.facts import ProgressLook
 
 
 def trained(seconds=30, **options):
@@ -113,3 +116,27 @@ def test_only_looking_when_told_to_still_finds_the_hang_in_time():
         looks += 1
         assert job.now - hung_at < 70
     assert looks < 12
+
+
+def test_a_node_0_that_goes_on_not_answering_is_looked_at_after_each_question():
+    """Only the time of the question moves then, which marks no run: a hang of 30 s was told after 93 s."""
+    job = trained()
+    job.is_hung = True
+    job.pass_time(45)
+    asked = {"asked_at": job.now, "error": "did not answer within 2 s"}
+    job.progress = replace(job.progress, **asked, unanswered_since=job.now - 40, heard_at=job.now - 45, answered_at=job.now - 45)
+    job.now += 30  # beyond the bound since it was heard; the question that tells comes when nothing else does
+    job.look_and_act()
+    assert job.status.phase == "Running"
+    assert decide(job.facts(), job.now).look_again_seconds <= 15.0
+
+
+def test_a_new_operator_keeps_what_was_said_of_a_filling_volume_and_does_not_say_it_again():
+    full = a_look(a_document(volume_free_bytes=1 << 30))
+    told = decide(a_run(progress=full), NOW)
+    assert [event.reason for event in told.events].count(EventReason.VOLUME_FILLING) == 1
+    new = decide(a_run(progress=ProgressLook(), status=told.status), NOW + 30)
+    assert {c.type: c.reason for c in new.status.conditions}[ConditionType.STORAGE_HEALTHY] == "VolumeFilling"
+    assert new.status.claims == told.status.claims
+    again = decide(a_run(progress=full, status=new.status), NOW + 40)
+    assert not [event for event in (*new.events, *again.events) if event.reason is EventReason.VOLUME_FILLING]

@@ -1,5 +1,7 @@
 """Budgets and deadlines end a run by a pause of ours; a resume by the user begins a new life; Kueue's jobs are only reported."""
 
+from dataclasses import replace
+
 import pytest
 from simulated_job import SimulatedJob
 
@@ -132,6 +134,22 @@ def test_a_pause_stops_the_clock_of_the_active_deadline():
     assert job.status.phase == "Running"
     job.pass_time(40)
     assert (job.status.phase, job.status.reason) == ("Failed", "DeadlineExceeded")
+
+
+def test_a_run_that_was_never_placed_keeps_the_words_of_the_scheduler():
+    """Its pods go with the stop, and their conditions with them."""
+    job = SimulatedJob(policy={"pending_deadline": "90s"})
+    job.has_room = False
+    job.pass_time(20)
+    words = "0/3 nodes are available: 2 Insufficient cpu"
+    job.pods = {
+        name: replace(pod, unscheduled_reason="Unschedulable", unscheduled_message=words + ". preemption: none.")
+        for name, pod in job.pods.items()
+    }
+    job.pass_time(120)
+    assert (job.status.reason, job.pods) == ("PendingDeadlineExceeded", {})
+    assert words in job.status.message
+    assert words in job.status.ledger[-1].message
 
 
 def test_a_pause_begins_the_pending_deadline_anew():

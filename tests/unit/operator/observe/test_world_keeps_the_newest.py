@@ -307,3 +307,12 @@ def test_node_zero_without_a_master_is_worker_zero():
     workers = job_body(spec={"pytorchReplicaSpecs": {"Worker": {"replicas": 2}}})
     world = world_with(("run", run_body()), ("pod", pod_body("demo-worker-0")), ("job", workers))
     assert world.node_zero(*DEMO).name == "demo-worker-0"
+
+
+def test_a_claim_made_for_a_run_is_orphaned_when_neither_run_nor_job_uses_it():
+    made = claim_body()
+    made["metadata"]["labels"] = {"ddp-operator.io/run": "demo"}
+    world = world_with(("claim", made), ("claim", claim_body("somebody-elses")))
+    assert [(namespace, claim.name) for namespace, claim in world.orphaned_claims()] == [("team", "demo-checkpoints")]
+    world.put_job(job_body())
+    assert world.orphaned_claims() == []

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from page_checks import Page
 
 from ddp_operator.api.words import Phase
+from ddp_operator.decide.facts import ClaimFacts
 from ddp_operator.web.board import ROWS, TONES, Filter, runs_page
 from ddp_operator.web.history import History
 from ddp_operator.web.pages import Pages
@@ -139,3 +140,12 @@ def test_pods_stand_in_the_order_of_their_indices():
 
 def test_a_nearly_full_claim_is_marked():
     assert [claim.tone for claim in run_page(full(), History(), NOW).claims] == ["good", "warn"]
+
+
+def test_claims_that_no_run_uses_are_listed_with_the_way_to_be_rid_of_them():
+    orphan = ClaimFacts(name="old-checkpoints", phase="Bound", capacity_bytes=10 << 30, run="old")
+    html = PAGES.overview(runs_page([], History(), Filter(), NOW, [("team-a", orphan)]), "n0nce")
+    assert "Claims that no run uses" in html
+    assert "kubectl -n team-a delete pvc old-checkpoints" in html
+    assert "10 GiB" in html
+    assert "Claims that no run uses" not in PAGES.overview(runs_page([], History(), Filter(namespace="b"), NOW, [("team-a", orphan)]), "n")

@@ -1,0 +1,70 @@
+"""What operators were granted, and what they asked for, by the API server's audit log."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from cluster import CLUSTER, CaseError, NotRunError, in_node
+from release import Release
+from table import Row
+
+LOG = "/var/log/kubernetes/audit.log"
+DENIED = {401, 403}
+RARE: dict[tuple[str, str], str] = {("get", "trainingruns"): "after a write that met another's"}
+"""Granted for what no case brings about."""
+Right = tuple[str, str]
+"""Verb and resource, with its subresource: ("update", "trainingruns/status")."""
+
+
+def audit(release: Release) -> Iterator[Row]:
+    """Of all that operators asked for in the cases so far nothing was denied, and all that their roles grant was used."""
+    release.install("job.enabled=false")
+    granted = {right for role in release.items("roles") if "operator" in role["metadata"]["name"] for right in _rights(role)}
+    if not granted:
+        raise CaseError("the release has no role of the operator")
+    used, denied = _asked()
+    words = ", ".join(f"{verb} {resource} {used[verb, resource]}" for verb, resource in sorted(used, key=lambda right: right[::-1]))
+    yield Row("what operators asked for", "within their roles", words, good=set(used) <= granted)
+    yield Row("denied", "nothing", ", ".join(denied) or "nothing", good=not denied)
+    unused = sorted(granted - set(used))
+    words = ", ".join(
+        f"{verb} {resource}" + (f" ({RARE[verb, resource]})" if (verb, resource) in RARE else "") for verb, resource in unused
+    )
+    yield Row("granted and never used", "nothing, but for what is rare", words or "nothing", good=set(unused) <= set(RARE))
+
+
+def _rights(role: dict[str, Any]) -> set[Right]:
+    return {(verb, resource) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+
+
+def _asked() -> tuple[Counter[Right], list[str]]:
+    """What was asked how often, a request counted once, and each kind of request that was denied.
+
+    Raises:
+        NotRunError: the API server keeps no such log.
+    """
+    try:
+        lines = in_node(f"{CLUSTER}-control-plane", f"cat {LOG}").splitlines()
+    except CaseError:
+        raise NotRunError(f"the API server of {CLUSTER} keeps no audit log; run tests/e2e/audit-up.sh {CLUSTER}") from None
+    requests: dict[str, Right] = {}
+    denied: dict[str, list[str]] = {}
+    bad: list[str] = []
+    # by the time when they came: a watch is written down again when it ends
+    for entry in sorted(map(json.loads, lines), key=lambda entry: entry["requestReceivedTimestamp"]):
+        if not entry["user"]["username"].endswith("-operator") or "objectRef" not in entry:  # a probe of /api is nobody's right
+            continue
+        target = entry["objectRef"]
+        resource = "/".join(filter(None, (target["resource"], target.get("subresource"))))
+        code, words = entry.get("responseStatus", {}).get("code", 0), entry.get("responseStatus", {}).get("message", "")
+        account = entry["user"]["uid"]  # of one installation: a name comes again
+        requests[entry["auditID"]] = (entry["verb"], resource)
+        if code not in DENIED:
+            bad += denied.pop(account, [])
+        else:
+            denied.setdefault(account, []).append(f"{entry['verb']} {resource}: {words[:160]}")
+    # What is still in `denied` was asked after the last request that was allowed: an uninstall takes the role before the process.
+    return Counter(requests.values()), [f"{count} x {what}" for what, count in Counter(bad).items()]
