@@ -1,7 +1,9 @@
-"""The operator's process: settings from the environment, one event loop with everything in it, probes, and an end within ten seconds.
+"""The operator's process: settings from the environment, one event loop with everything in it, probes, and an end within 15 seconds.
 
 Each part is a task that runs for ever. One that ends, by whatever bug, ends the process with 1 and its name: an operator that is restarted
-is better than one that is alive and blind. Exit codes: 0 told to stop, 1 a part failed, 2 bad settings, 3 no usable cluster.
+is better than one that is alive and blind. A server that is away ends nothing: it is awaited, at the start too.
+
+Exit codes: 0 told to stop, 1 a part failed, 2 bad settings, 3 no usable cluster.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +30,7 @@ from ddp_operator.act.api_client import ClusterApi, connect
 from ddp_operator.act.lease import Lease
 from ddp_operator.act.status import path_of
 from ddp_operator.api.trainingrun import GROUP, PLURAL
+from ddp_operator.decide.facts import ProgressFacts, RunFacts
 from ddp_operator.errors import ClusterError, OperatorError, SettingsError
 from ddp_operator.handlers import keep_kopf, quieten, watch_kopf
 from ddp_operator.observe.api import ApiError
@@ -43,13 +47,22 @@ from ddp_operator.web.server import Sources, serve
 ENVIRONMENT_PREFIX: Final = "DDP_OPERATOR__"
 OWN_NAMESPACE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 LONGEST_LAG_SECONDS: Final = 60.0
-SERVER_AWAY_SECONDS: Final = 120.0
-"""So long without any answer, and the liveness probe fails: new connections might get through where ours do not."""
+SERVER_AWAY_SECONDS: Final = 15.0
+"""So long without any answer, and it is the server that is away: not ready, but alive, for as long as that lasts."""
 RECOVERY_SECONDS: Final = 45.0
 """After an outage the watchers' own pauses are still running: being silent is no sign of death yet."""
-STOP_SECONDS: Final = 8.0
-"""All of the graceful end; Kubernetes kills after 30 s, but a successor waits for us."""
+END_SECONDS: Final = 2.0
+"""For cancelled tasks."""
+FINISH_SECONDS: Final = 5.0
+"""What the rounds get that are under way when the process is told to end; no new one begins."""
+STOP_SECONDS: Final = 14.0
+"""All of the graceful end; the chart's pods are killed after 20 s, and a successor waits for us."""
 START_PAUSE_SECONDS: Final = 3.0
+LONGEST_START_PAUSE_SECONDS: Final = 15.0
+"""However long a server asks us to stay away (Retry-After)."""
+START_LOG_SECONDS: Final = 30.0
+ROUND_TASKS: Final = ("reconcile ", "adopt ")
+"""How the loop names the tasks of its rounds."""
 RECORD_FIELDS: Final = ("namespace", "run")
 
 _log = logging.getLogger("ddp_operator")
@@ -127,6 +140,8 @@ class Process:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._is_started = False
+        self._finishing: frozenset[asyncio.Task[Any]] | None = None
+        """The process ends: only these tasks may still act."""
 
     async def run(self) -> int:
         """Run until told to stop (0), or until a part ends (1).
@@ -142,7 +157,7 @@ class Process:
         self._world = World(settings.namespaces)
         identity = settings.identity or socket.gethostname()
         self._lease = Lease(self._api, _lease_namespace(settings), settings.lease_name, identity, settings.lease_seconds)
-        self._reconciler = Reconciler(self._world, self._api, settings, self._lease.is_leader, time.time, identity=self._lease.identity)
+        self._reconciler = Reconciler(self._world, self._api, settings, self._may_act, time.time, identity=self._lease.identity)
         runner = await self._serve()
         tasks: dict[str, asyncio.Task[Any]] = {"signals": asyncio.create_task(stop.wait(), name="signals")}
         try:
@@ -176,6 +191,8 @@ class Process:
     async def _serve(self) -> Any:
         sources = Sources(
             runs=self._runs,
+            run=self._world.facts_of,
+            documents=self._documents,
             orphans=self._world.orphaned_claims,
             numbers=self._numbers,
             health=self.health,
@@ -190,27 +207,43 @@ class Process:
             ) from error
 
     async def _stop(self, tasks: Mapping[str, asyncio.Task[Any]], end_web: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """First stop acting, then let the next one act, then end the rest."""
+        """Finish the rounds that are under way, then let the next one act, then end the rest."""
         failed = bool(sys.exc_info()[0])
         bound = threading.Timer(STOP_SECONDS, lambda: os._exit(1 if failed or not tasks["signals"].done() else 0))
         bound.daemon = True  # whatever hangs in here must not keep a process alive that has stopped acting
         bound.start()
+        await self._finish_rounds()
         for names in ({"reconcile", "lease"}, set(tasks)):
             ending = [task for name, task in tasks.items() if name in names and not task.done()]
             for task in ending:
                 task.cancel()
             if ending:
-                await asyncio.wait(ending, timeout=STOP_SECONDS / 4)
+                await asyncio.wait(ending, timeout=END_SECONDS)
             if names != set(tasks):
                 await self._lease.release()
         await end_web()
         await self._api.close()
 
+    async def _finish_rounds(self) -> None:
+        """A status that says what it wants and an act that is cut off would wait for the next leader, which may come in an hour."""
+        self._finishing = frozenset(task for task in asyncio.all_tasks() if task.get_name().startswith(ROUND_TASKS))
+        if self._finishing:
+            await asyncio.wait(self._finishing, timeout=FINISH_SECONDS)
+
+    def _may_act(self) -> bool:
+        """What the loop asks before it begins a round, and before each write."""
+        return self._lease.is_leader() and (self._finishing is None or asyncio.current_task() in self._finishing)
+
     # --- what the pages and probes ask
 
-    def _runs(self) -> list[Any]:
-        found = (self._world.facts_of(*key) for key in self._world.names())
-        return [facts for facts in found if facts is not None]
+    def _runs(self) -> Iterator[RunFacts]:
+        # one after the other: unpacked all at once, the statuses of a thousand runs take 60 MB, and the loop stands still for a second
+        for key in self._world.names():
+            if (facts := self._world.facts_of(*key)) is not None:
+                yield facts
+
+    def _documents(self) -> Iterator[tuple[str, str, ProgressFacts | None]]:
+        return ((*key, self._world.look_of(*key).document) for key in self._world.names())
 
     def _numbers(self) -> Numbers:
         counts = self._reconciler.counts
@@ -226,12 +259,10 @@ class Process:
         )
 
     def health(self) -> list[str]:
-        """Why this process should be restarted. A server that is away is no reason: a restart would not bring it back."""
+        """Why this process should be restarted. A server that is away, or busy, is no reason: a restart would not bring it back."""
         now = time.monotonic()
-        away = now - self._api.answered_at
-        if away > SERVER_AWAY_SECONDS:
-            return [f"The API server {self._api.host} has not answered for {away:.0f} s."]
-        found = [] if away > RECOVERY_SECONDS / 3 or now - self._api.back_at < RECOVERY_SECONDS else self._life.silent()
+        is_hindered = self._away_seconds() > SERVER_AWAY_SECONDS or now - max(self._api.back_at, self._api.busy_at) < RECOVERY_SECONDS
+        found = [] if is_hindered else self._life.silent()
         if self._lease.is_leader() and self._reconciler.lag_seconds > LONGEST_LAG_SECONDS:
             found = [*found, f"A change has waited {self._reconciler.lag_seconds:.0f} s to be shown in a status."]
         return found
@@ -240,7 +271,12 @@ class Process:
         """What is still awaited."""
         if not self._is_started:
             return ["The API server and the TrainingRun CRD are awaited."]
+        if (away := self._away_seconds()) > SERVER_AWAY_SECONDS:
+            return [f"The API server {self._api.host} has not answered for {away:.0f} s: what is shown is as old as that."]
         return [] if self._world.is_complete() else ["The first lists of runs, jobs, claims and pods are awaited."]
+
+    def _away_seconds(self) -> float:
+        return time.monotonic() - self._api.answered_at
 
 
 def _on_signals(stop: asyncio.Event) -> None:
@@ -269,21 +305,33 @@ def _lease_namespace(settings: Settings) -> str:
 async def wait_for_cluster(api: ClusterApi, settings: Settings) -> None:
     """Until TrainingRuns can be listed.
 
+    A server that does not answer, or is busy, is awaited for ever: to end would only add the pauses of a CrashLoopBackOff to its outage.
+
     Raises:
-        ClusterError: they cannot for `start_seconds`; says why, and what to do.
+        ClusterError: it answers, and has refused for `start_seconds`; says why, and what to do.
     """
-    ends_at = time.monotonic() + settings.start_seconds
+    said: dict[str, float] = {}
     for namespace in settings.namespaces or ("",):
+        refused_since: float | None = None
         while True:
             try:
                 await api.request("GET", path_of(namespace), query={"limit": 1}, timeout_seconds=10)
                 break
             except ApiError as error:
-                sentence = _explain(api.host, namespace, error)
-            if time.monotonic() >= ends_at:
+                sentence, pause, is_away = _explain(api.host, namespace, error), error.retry_after_seconds or 0.0, _is_away(error)
+            now = time.monotonic()
+            refused_since = None if is_away else refused_since if refused_since is not None else now
+            if refused_since is not None and now >= refused_since + settings.start_seconds:
                 raise ClusterError(sentence)
-            _log.warning("Waiting: %s", sentence)
-            await asyncio.sleep(min(START_PAUSE_SECONDS, max(ends_at - time.monotonic(), 0.05)))
+            if now >= said.get(sentence, float("-inf")) + START_LOG_SECONDS:
+                said = {sentence: now}
+                _log.warning("Waiting: %s", sentence)
+            pause = min(max(pause, START_PAUSE_SECONDS), LONGEST_START_PAUSE_SECONDS)
+            await asyncio.sleep(pause if refused_since is None else min(pause, max(refused_since + settings.start_seconds - now, 0.05)))
+
+
+def _is_away(error: ApiError) -> bool:
+    return error.status in (0, HTTPStatus.TOO_MANY_REQUESTS) or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def _explain(host: str, namespace: str, error: ApiError) -> str:

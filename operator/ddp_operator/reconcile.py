@@ -15,14 +15,16 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
 from ddp_operator.act.actions import carry_out
 from ddp_operator.act.adopt import NameTakenError, adopt
+from ddp_operator.act.bystanders import Bystanders, reporting
 from ddp_operator.act.events import Events
-from ddp_operator.act.status import GONE, ConflictError, path_of, write_status
+from ddp_operator.act.old_crd import OldCrd
+from ddp_operator.act.status import GONE, INVALID, ConflictError, path_of, write_status
 from ddp_operator.api.trainingrun import TrainingRunStatus
 from ddp_operator.api.words import EventReason
 from ddp_operator.decide.decide import decide
@@ -63,6 +65,8 @@ class Counts:
     adopted: int = 0
     events: int = 0
     events_lost: int = 0
+    pruned: int = 0
+    """Writes of which the server has not kept all, since its CRD is old."""
     actions: Counter[str] = field(default_factory=Counter)
     """By name: SuspendJob, ResumeJob, DeletePod."""
 
@@ -101,6 +105,8 @@ class Reconciler:
         self._trouble: dict[Key, _Trouble] = {}
         self._orphans: dict[Key, _Orphan] = {}
         """Jobs without a run, by namespace and uid."""
+        self._old_crd = OldCrd(monotonic)
+        self._bystanders = Bystanders()
         self._led = False
         self.counts = Counts()
 
@@ -142,6 +148,7 @@ class Reconciler:
         if not self._led:
             self._led = True
             self._trouble.clear()
+            self._old_crd = OldCrd(self._monotonic)  # another leader may have begun something since
             changed = self._world.names()
         for key in changed:
             if key not in self._trouble:  # its pause stands: a run that fails must not wake itself by what it has written before failing
@@ -183,6 +190,8 @@ class Reconciler:
             await self._read_anew(key)
         except ApiError as error:
             self.counts.errors += 1
+            if error.status == INVALID:
+                self._old_crd.say(key, error.reason)
             self._try_again(key, error.reason, error.retry_after_seconds)
         except Exception as error:  # a bug in a decision must not end the process: the other runs need it
             self.counts.errors += 1
@@ -194,18 +203,27 @@ class Reconciler:
     async def _decide_and_act(self, key: Key) -> None:
         facts = self._world.facts_of(*key)
         if facts is None:
+            self._old_crd.forget(key)
+            self._bystanders.forget(key)
             return
+        stored, facts = facts, self._old_crd.remembered(key, facts)
+        is_bystander = self._bystanders.note(key, facts.spec.job_ref.name, is_one=not self._world.acts(*key))
+        facts = reporting(facts) if is_bystander else facts
         decision = self._decide(facts, self._clock(), self._settings.progress_seconds)
+        if is_bystander:  # also what was begun before the other run came
+            decision = replace(decision, actions=())
         self.counts.decisions += 1
         self._due[key] = self._monotonic() + max(decision.look_again_seconds, SOONEST_SECONDS)
         if not self._is_leader():
             return
-        body = await write_status(self._api, facts, decision.status, timeout_seconds=self._write_seconds)
+        compared = stored if self._old_crd.is_written_again(key) else facts
+        body = await write_status(self._api, compared, decision.status, timeout_seconds=self._write_seconds)
         if body is not None:
             self.counts.writes += 1
             self._world.put_run(body)
             _log_change(facts, decision.status)
-        failure = await self._act(facts, decision)
+            self.counts.pruned += self._old_crd.note_written(key, decision.status, body, self._world.facts_of(*key))
+        failure = None if self._old_crd.forbids_acts(key) else await self._act(facts, decision)
         # told even if an action failed: the status says it now, so no later decision would tell it
         for event in decision.events:
             await self._tell(facts, event)

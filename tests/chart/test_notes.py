@@ -60,3 +60,17 @@ def test_an_upgrade_keeps_the_other_values_and_says_what_must_stay(notes):
 )
 def test_the_claims_fate_is_told(notes, values, words):
     assert words in notes(values)[0]
+
+
+@pytest.mark.parametrize(
+    ("operator", "words"),
+    [
+        ({"clusterWide": True}, "there must be no other operator"),
+        ({}, "there must be no operator for the whole cluster"),
+        ({"enabled": False}, None),
+    ],
+)
+def test_who_installs_an_operator_is_told_how_to_see_another_leader(notes, operator, words):
+    said = notes({"operator": operator})[0]
+    assert ("kubectl get leases -A --field-selector metadata.name=ddp-operator" in said) is (words is not None)
+    assert words is None or words in said

@@ -132,6 +132,19 @@ def test_it_reaches_the_telemetry_of_the_runs_and_they_let_it_in(is_wide, tmp_pa
     assert ("namespaceSelector" in peer) is is_wide
 
 
+@pytest.mark.parametrize(("values", "ports"), [({}, [443, 6443]), ({"apiServerPorts": [443, 16443]}, [443, 16443])])
+def test_it_reaches_the_api_server_on_the_ports_that_the_values_name(values, ports, tmp_path):
+    rules_out = template(tmp_path, CPU | {"operator": values}).one("NetworkPolicy", "operator")["spec"]["egress"]
+    assert [rule["ports"] for rule in rules_out if "to" not in rule] == [[{"port": port, "protocol": "TCP"} for port in ports]]
+
+
+@pytest.mark.parametrize("ports", [[], [0], [70_000], ["https"], [443, 443]])
+def test_ports_that_would_cut_it_off_or_that_no_policy_takes_are_refused(ports, tmp_path):
+    refused = template(tmp_path, CPU | {"operator": {"apiServerPorts": ports}})
+    assert refused.code != 0
+    assert "apiServerPorts" in refused.error
+
+
 def test_nothing_of_its_selector_changes_with_a_version_or_a_value(tmp_path):
     """A Deployment's selector cannot be changed: an upgrade would be refused."""
     selectors = [

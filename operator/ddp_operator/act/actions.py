@@ -11,8 +11,7 @@ from typing import Any
 
 from ddp_operator.act.api_client import JSON_PATCH
 from ddp_operator.act.status import CONFLICT, GONE, INVALID, ConflictError
-from ddp_operator.decide.decision import Action, DeletePod, ResumeJob, SuspendJob
-from ddp_operator.decide.intents import FIELD_MANAGER
+from ddp_operator.decide.decision import FIELD_MANAGER, Action, DeletePod, ResumeJob, SuspendJob
 from ddp_operator.observe.api import Api, ApiError, Json
 
 JOBS = "/apis/kubeflow.org/v1/namespaces/{namespace}/pytorchjobs/{name}"

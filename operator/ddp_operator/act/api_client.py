@@ -31,8 +31,8 @@ LINE_BYTES: Final = 8 * 2**20
 """Of one watch event. etcd keeps no object above 1.5 MB."""
 CHUNK_BYTES: Final = 2**18
 REASON_CHARACTERS: Final = 300
-RETRY_AFTER_SECONDS: Final = 60.0
-"""The longest Retry-After that is believed: a proxy in between may say anything."""
+RETRY_AFTER_SECONDS: Final = 30.0
+"""The longest Retry-After that is believed: a proxy in between may say anything, and a minute after an outage all must work."""
 OUTAGE_SECONDS: Final = 10.0
 """The lease is renewed every five seconds: so long without any answer, and it is the server that is away."""
 JSON_PATCH: Final = "application/json-patch+json"
@@ -89,9 +89,11 @@ class ClusterApi:
         self.calls: Counter[tuple[str, str]] = Counter()
         """(verb, code): "get" "put" ... and "watch"; the HTTP status, "0" for no answer."""
         self.answered_at = clock()
-        """When the server last gave an answer that was none of 5xx, on our clock: tells a dead server from a dead watcher."""
+        """When the server last gave an answer that was neither 5xx nor 429, on our clock: tells a dead server from a dead watcher."""
         self.back_at = float("-inf")
         """When it answered again after `OUTAGE_SECONDS` or more without an answer."""
+        self.busy_at = float("-inf")
+        """When it last said 429: it may serve some of us, such as the lease, while watchers must wait."""
 
     @property
     def host(self) -> str:
@@ -160,8 +162,10 @@ class ClusterApi:
         answer = await self._client.rest_client.request(method, url, headers=headers, body=body, _request_timeout=bounds)
         response: aiohttp.ClientResponse = answer.response
         self.calls[verb, str(response.status)] += 1
-        if response.status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            now = self._clock()
+        now = self._clock()
+        if response.status == HTTPStatus.TOO_MANY_REQUESTS:
+            self.busy_at = now
+        elif response.status < HTTPStatus.INTERNAL_SERVER_ERROR:
             if now - self.answered_at > OUTAGE_SECONDS:
                 self.back_at = now
             self.answered_at = now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from ddp_operator.api.trainingrun import GROUP, KIND, PLURAL, VERSION, TrainingRunStatus
@@ -11,6 +12,8 @@ from ddp_operator.observe.api import Api, ApiError, Json
 CONFLICT = 409
 GONE = 404
 INVALID = 422
+INSTALL = "run `kubectl apply --server-side -f helm/crds` with the files of this operator's version: Helm never upgrades a CRD"
+"""What to do when the server does not know what is written."""
 
 
 class ConflictError(Exception):
@@ -51,4 +54,26 @@ async def write_status(api: Api, facts: RunFacts, status: TrainingRunStatus, *, 
     except ApiError as error:
         if error.status in (CONFLICT, GONE):
             raise ConflictError(f"the status of {facts.namespace}/{facts.name} was not written: {error.reason}") from error
+        if error.status == INVALID:
+            reason = f"the CRD on this cluster refuses the status ({error.reason}); {INSTALL}"
+            raise ApiError(INVALID, reason, error.retry_after_seconds) from error
         raise
+
+
+def pruned(status: TrainingRunStatus, body: Json) -> tuple[str, ...]:
+    """Paths of what was written and is not in `body`, the object as stored: its CRD is older than this operator and does not know them."""
+    return tuple(_missing(rendered(status), body.get("status"), ""))
+
+
+def _missing(wanted: Any, stored: Any, path: str) -> Iterator[str]:
+    if isinstance(wanted, dict):
+        known = stored if isinstance(stored, dict) else {}
+        for key, inner in wanted.items():
+            here = f"{path}.{key}" if path else key
+            if key in known:
+                yield from _missing(inner, known[key], here)
+            else:
+                yield here
+    elif isinstance(wanted, list) and isinstance(stored, list):
+        for one, other in zip(wanted, stored, strict=False):
+            yield from _missing(one, other, f"{path}[]")

@@ -74,7 +74,7 @@ class Policy(ApiModel):
     active_deadline: Duration | None = None
     """Longest time from the first pod running to the end, pauses by suspension left out."""
     node_lost_after: Duration = "2m"
-    """A pod on a node that does not answer, or that does not end after its grace period, is freed after this."""
+    """A pod on a node that does not answer is freed after this; one that was told to end and does not, after its grace period and this."""
     on_hung: Literal["Restart", "Report"] = "Restart"
     on_node_lost: Literal["FreePods", "Report"] = "FreePods"
     on_deadline: Literal["Stop", "Report"] = "Stop"
@@ -94,7 +94,13 @@ class TrainingRunSpec(ApiModel):
 # --- what is true
 
 
-class Condition(ApiModel):
+class StatusModel(ApiModel):
+    """A part of the status. Unknown keys are ignored, since a newer operator may have written it; in a wish they are refused."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Condition(StatusModel):
     """A metav1.Condition."""
 
     type: ConditionType
@@ -105,7 +111,7 @@ class Condition(ApiModel):
     message: Text
 
 
-class ProgressStatus(ApiModel):
+class ProgressStatus(StatusModel):
     """How far training is, as node 0 said last."""
 
     step: Count = 0
@@ -126,7 +132,7 @@ class ProgressStatus(ApiModel):
     """When something about the training was last heard."""
 
 
-class CheckpointStatus(ApiModel):
+class CheckpointStatus(StatusModel):
     """The newest durable step."""
 
     step: Count
@@ -135,7 +141,7 @@ class CheckpointStatus(ApiModel):
     verified: bool
 
 
-class ReplicaStatus(ApiModel):
+class ReplicaStatus(StatusModel):
     """Pods."""
 
     desired: Count = 0
@@ -145,7 +151,7 @@ class ReplicaStatus(ApiModel):
     failed: Count = 0
 
 
-class RestartStatus(ApiModel):
+class RestartStatus(StatusModel):
     """How often it was restarted. `failures` and `preemptions` are spent from the budgets of the policy."""
 
     total: Count = 0
@@ -159,7 +165,7 @@ class RestartStatus(ApiModel):
     durable_step_at_last_failure: Count = 0
 
 
-class LedgerEntry(ApiModel):
+class LedgerEntry(StatusModel):
     """One incident: what was lost, why, and what was done."""
 
     at: datetime
@@ -176,7 +182,7 @@ class LedgerEntry(ApiModel):
     lost_steps: Count | None = None
 
 
-class Intent(ApiModel):
+class Intent(StatusModel):
     """An action of more than one step, written down before its first: a successor finishes it."""
 
     action: Act
@@ -187,7 +193,7 @@ class Intent(ApiModel):
     """The job's metadata.generation before we suspend it. Ours is the next one; any other means that somebody else changed the job."""
 
 
-class OpenIncident(ApiModel):
+class OpenIncident(StatusModel):
     """What is still being lost, or not yet recovered: the newest ledger entry is its own. Later losses may belong to it."""
 
     opened_at: datetime
@@ -202,7 +208,7 @@ class OpenIncident(ApiModel):
     """The trainer's count of lost steps when it opened: the difference is what this incident cost."""
 
 
-class ClaimStatus(ApiModel):
+class ClaimStatus(StatusModel):
     """A claim that the run uses."""
 
     name: Name
@@ -215,7 +221,7 @@ class ClaimStatus(ApiModel):
     """TrainingRuns that use it, this one included."""
 
 
-class TimingStatus(ApiModel):
+class TimingStatus(StatusModel):
     """When what happened, and what the time went to."""
 
     pending_since: datetime | None = None
@@ -234,7 +240,7 @@ class TimingStatus(ApiModel):
     lost_steps: Count = 0
 
 
-class TrainingRunStatus(ApiModel):
+class TrainingRunStatus(StatusModel):
     """The truth, as far as it is known."""
 
     observed_generation: Count = 0

@@ -109,7 +109,6 @@ class EventReason(StrEnum):
     CHECKPOINT_STALE = "CheckpointStale"
     VOLUME_FILLING = "VolumeFilling"
     CLAIM_LOST = "ClaimLost"
-    CHECKPOINT_BAD = "CheckpointVerificationFailed"
     ADOPTED = "Adopted"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"

@@ -7,20 +7,13 @@ from ddp_operator.api.words import Cause
 
 
 def spent(restarts: RestartStatus, policy: Policy) -> tuple[Cause, str] | None:
-    """The budget that is used up, with a sentence; None while all last."""
+    """The budget that is used up, with a sentence, to which the table of advice adds what to do; None while all last."""
     if 0 < policy.no_progress_restarts <= restarts.without_progress:
         return Cause.NO_PROGRESS, (
-            f"{restarts.without_progress} failures in a row without a durable step newer than {restarts.durable_step_at_last_failure};"
-            " find the cause in the ledger, mend it, then resume the job"
+            f"{restarts.without_progress} failures in a row without a durable step newer than {restarts.durable_step_at_last_failure}"
         )
     if restarts.failures > policy.max_restarts:
-        return Cause.BUDGET_USED_UP, (
-            f"{restarts.failures} failures are more than maxRestarts {policy.max_restarts};"
-            " find the cause in the ledger, mend it, then resume the job"
-        )
+        return Cause.BUDGET_USED_UP, f"{restarts.failures} failures are more than maxRestarts {policy.max_restarts}"
     if restarts.preemptions > policy.max_preemptions:
-        return Cause.BUDGET_USED_UP, (
-            f"{restarts.preemptions} preemptions are more than maxPreemptions {policy.max_preemptions};"
-            " move it to nodes that stay, or raise the budget, then resume the job"
-        )
+        return Cause.BUDGET_USED_UP, f"{restarts.preemptions} preemptions are more than maxPreemptions {policy.max_preemptions}"
     return None

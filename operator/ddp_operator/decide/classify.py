@@ -32,6 +32,8 @@ OF_POD_REASON: Mapping[str, Cause] = {
     "DeadlineExceeded": Cause.DEADLINE_EXCEEDED,
 }
 """By a pod's status.reason. A kubelet that refuses a pod (no free device, not enough of a resource) is like one that evicts it."""
+NODE_LOST_REASONS = frozenset({"NodeLost", "NodeStatusUnknown"})
+"""What the node controller gives as the reason of a pod, or of its Ready condition."""
 REFUSED_PREFIX = "OutOf"
 """OutOfcpu, OutOfmemory, OutOfnvidia.com/gpu: the kubelet has refused the pod."""
 
@@ -292,8 +294,13 @@ def _signal(code: int) -> str:
 
 
 def is_node_lost(pod: PodFacts) -> bool:
-    """Whether the pod's node is not heard of: the node controller calls the pod unready, while the kubelet's last word was ready."""
-    return bool(pod.node) and not pod.is_ready and pod.container_is_ready and pod.unready_since > 0
+    """Whether the pod's node is not heard of: the node controller calls the pod unready, while the kubelet's last word was ready.
+
+    Only the node controller's word counts. A pod that the kubelet itself calls unready lives on a node that is well.
+    """
+    if not pod.node or pod.is_ready or pod.unready_since <= 0:
+        return False
+    return pod.container_is_ready or pod.reason in NODE_LOST_REASONS
 
 
 def _json_object(line: str) -> dict[str, Any] | None:

@@ -33,6 +33,9 @@ def proceed(facts: RunFacts, phase: Phase, now: float) -> Step:
     actions = tuple(DeletePod(pod.name, pod.uid, None, why) for pod in left)
     words = marked(memory.incarnations, left, FREED)
     new = [pod for pod in left if has_mark(words, pod, FREED) and not has_mark(memory.incarnations, pod, FREED)]
+    is_told = bool(memory.ledger) and memory.ledger[-1].action is Act.CLEAN_UP
+    if new or not is_told:  # more than can be remembered: told with the others, or once
+        new += [pod for pod in left if not has_mark(words, pod, FREED)]
     if not new:
         return Step(memory, actions)
     message = f"{len(new)} pods ran on after the end of the job and were deleted: {', '.join(pod.name for pod in new)}"

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ddp_operator.api.trainingrun import CheckpointStatus, ProgressStatus, ReplicaStatus, TrainingRunStatus
 from ddp_operator.api.words import Phase
-from ddp_operator.decide import announce, cleanup, due, farewell, incidents, intents, lives, nodes, quiet, stops, timing
+from ddp_operator.decide import announce, cleanup, due, farewell, incidents, intents, lives, nodes, quiet, repeats, stops, timing
 from ddp_operator.decide.claims import claim_statuses
 from ddp_operator.decide.conditions import conditions
 from ddp_operator.decide.decision import Action, Decision, Event
@@ -85,9 +85,10 @@ def _acted(facts: RunFacts, truth: Truth, now: float) -> tuple[RunFacts, tuple[A
         return facts, (), events, False
     for family in FAMILIES:
         step = family(facts, truth.phase, now)
-        facts, events = replace(facts, status=step.memory), (*events, *step.events)
+        memory, actions = repeats.held_back(facts, step.memory, step.actions, now)
+        facts, events = replace(facts, status=memory), (*events, *step.events)
         if step.actions or step.waits:
-            return facts, step.actions, events, True
+            return facts, actions, events, True
     return facts, (), events, False
 
 

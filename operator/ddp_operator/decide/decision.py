@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from ddp_operator.api.trainingrun import TrainingRunStatus
 from ddp_operator.api.words import EventReason
 
+FIELD_MANAGER = "ddp-operator"
+"""Under this name we write to jobs: `managedFields` then tells our pause from a user's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -24,7 +27,6 @@ class SuspendJob:
     job: str
     uid: str
     generation: int
-    resource_version: str
     why: str
 
 
@@ -35,7 +37,6 @@ class ResumeJob:
     job: str
     uid: str
     generation: int
-    resource_version: str
     why: str
 
 

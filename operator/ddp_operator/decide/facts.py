@@ -44,7 +44,8 @@ class PodFacts:
     is_ready: bool = False
     """The pod's Ready condition. The node controller sets it False when the node does not answer."""
     container_is_ready: bool = False
-    """The kubelet's last word: True beside a False `is_ready` means that the node is not heard of."""
+    """The kubelet's last word (the pod's ContainersReady, of all its containers): True beside a False `is_ready` means that the node is not
+    heard of. A side-car that has ended, or fails its probe, makes both False: nothing is wrong with the node then."""
     unready_since: float = 0.0
     waiting_reason: str = ""
     """ErrImagePull, CrashLoopBackOff, CreateContainerConfigError, ContainerCreating ... of the container, or of an init container."""
@@ -60,6 +61,8 @@ class PodFacts:
     """Of the container's current state."""
     ended_before: Termination | None = None
     """Of its last state: it runs again in the same pod."""
+    owner_uid: str = ""
+    """The uid of the job that made it; "" is not known. A job made again under the same name has another."""
     progress_port: int = 0
     """The container port called `telemetry`; 0: it declares none, so nothing is asked."""
     holds_gpus: int = 0
@@ -185,8 +188,14 @@ class RunFacts:
     pods: tuple[PodFacts, ...] = ()
     claims: tuple[ClaimFacts, ...] = ()
     progress: ProgressLook = ProgressLook()
+    others_asked_at: float = 0.0
+    """The newest `asked_at` of any other run's look; 0: no other run is asked. With the next it tells whose silence a silence is."""
+    others_answered_at: float = 0.0
+    """The newest `answered_at` of any other run's look; 0: none has answered."""
     is_adopted: bool = False
     pods_are_known: bool = True
     """False until the pods of the namespace were listed once: absence says nothing then."""
     deleted_at: float = 0.0
     """metadata.deletionTimestamp of the TrainingRun; 0: not deleted."""
+    memory_is_unreadable: str = ""
+    """Why the stored status must be left as it is: what was begun or spent cannot be read. "" if it can."""

@@ -1,7 +1,8 @@
 """Which pods have come and gone since the last look: each end of a pod, or of its container, is told once.
 
-The memory is `status.incarnations`: replica to "<first 8 of the pod's uid>/<restarts>/<creation>[/mark]". A mark says that the end of
-this incarnation is accounted for. So a second look, a second operator, or a look after an hour counts nothing twice.
+The memory is `status.incarnations`: replica to "<first 8 of the pod's uid>/<restarts>/<creation>[/mark[/asked]]". A mark says that the
+end of this incarnation is accounted for, and the last part when its deletion was asked for. So a second look, a second operator, or a look
+after an hour counts nothing twice.
 """
 
 from __future__ import annotations
@@ -33,18 +34,29 @@ class Incarnation:
     created: int
     """Of the pod, in seconds since the epoch: what is older than the one known is a stale read."""
     mark: str = ""
+    asked: int = 0
+    """When its deletion was asked for last, in seconds since the epoch; 0: never."""
 
     def __str__(self) -> str:
         """As it stands in the status."""
-        return "/".join([self.uid, str(self.restarts), str(self.created), *([self.mark] if self.mark else [])])
+        return "/".join(
+            [
+                self.uid,
+                str(self.restarts),
+                str(self.created),
+                *([self.mark] if self.mark else []),
+                *([str(self.asked)] if self.mark and self.asked else []),
+            ]
+        )
 
 
 def read(word: str) -> Incarnation | None:
     """A word of the status; None if it is none of ours."""
     parts = word.split("/")
-    if len(parts) not in {3, 4} or not all(part.isascii() and part.isdigit() for part in parts[1:3]):
+    if not 3 <= len(parts) <= 5 or not all(part.isascii() and part.isdigit() for part in (*parts[1:3], *parts[4:])):  # noqa: PLR2004
         return None
-    return Incarnation(parts[0], int(parts[1]), int(parts[2]), parts[3] if len(parts) == 4 else "")  # noqa: PLR2004 (with a mark)
+    uid, restarts, created, mark, asked = (*parts, "", "0")[:5] if len(parts) == 3 else (*parts, "0")[:5]  # noqa: PLR2004 (no mark)
+    return Incarnation(uid, int(restarts), int(created), mark, int(asked))
 
 
 def of(pod: PodFacts) -> Incarnation:
@@ -80,7 +92,8 @@ def looked(facts: RunFacts, memory: TrainingRunStatus) -> tuple[dict[str, str], 
     pods = by_replica(facts.pods)
     words: dict[str, str] = {}
     losses: dict[str, Loss] = {}
-    for replica in sorted(set(memory.incarnations) | set(pods)):
+    # Who is remembered stays so: else a memory that is full would forget what was done to one of many.
+    for replica in (*sorted(memory.incarnations), *sorted(set(pods) - set(memory.incarnations))):
         known = read(memory.incarnations.get(replica, ""))
         if known and not known.mark and may_leave:
             known = replace(known, mark=LEFT)
@@ -95,9 +108,25 @@ def looked(facts: RunFacts, memory: TrainingRunStatus) -> tuple[dict[str, str], 
 
 
 def marked(words: dict[str, str], pods: Iterable[PodFacts], mark: str) -> dict[str, str]:
-    """The memory with the present incarnations of these pods marked."""
-    new = {pod.replica: str(replace(of(pod), mark=mark)) for pod in pods if _REPLICA.fullmatch(pod.replica)}
-    return words | {replica: word for replica, word in new.items() if replica in words or len(words) < MAX_REPLICAS_REMEMBERED}
+    """The memory with the present incarnations of these pods marked.
+
+    What we did to a pod comes before what others only are: where the memory is full, it takes the place of one without a mark.
+    """
+    after = dict(words)
+    unmarked = sorted(replica for replica, word in words.items() if (known := read(word)) is None or not known.mark)
+    for pod in pods:
+        if not _REPLICA.fullmatch(pod.replica):
+            continue
+        if pod.replica not in after and len(after) >= MAX_REPLICAS_REMEMBERED:
+            if not unmarked or mark != FREED:
+                continue
+            after.pop(unmarked.pop(), None)
+        if pod.replica in unmarked:
+            unmarked.remove(pod.replica)
+        before, present = read(after.get(pod.replica, "")), of(pod)
+        asked = before.asked if before and before.uid == present.uid else 0
+        after[pod.replica] = str(replace(present, mark=mark, asked=asked))
+    return after
 
 
 def has_mark(words: dict[str, str], pod: PodFacts, mark: str) -> bool:

@@ -3,16 +3,19 @@
 1. The intent stands in our status, with the job's generation. 2. The job is paused, if it still has that generation. 3. When it is paused,
 by us, and its pods are gone, it is resumed. 4. When it is resumed, the intent is taken back. If anybody else has changed the job in
 between, the intent is dropped and nothing is touched: a user's own pause is never undone. A job of Kueue is never paused by us: its pods
-are deleted, and the intent ends with the last old one.
+are deleted, and the intent ends with the last old one. A pod that will not go is waited for no longer than `patience_ends_at`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from ddp_operator.api.trainingrun import Intent, Policy, TrainingRunStatus
 from ddp_operator.api.words import FINAL_PHASES, Act, Cause, EventReason, Phase
-from ddp_operator.decide import budgets, nodes
+from ddp_operator.decide import budgets, nodes, silence
 from ddp_operator.decide.classify import Loss
-from ddp_operator.decide.decision import Action, DeletePod, Event, ResumeJob, SuspendJob
+from ddp_operator.decide.decision import FIELD_MANAGER, Action, DeletePod, Event, ResumeJob, SuspendJob
 from ddp_operator.decide.durations import seconds, spoken
 from ddp_operator.decide.facts import JobFacts, PodFacts, RunFacts
 from ddp_operator.decide.incarnations import LEFT, has_mark, marked
@@ -22,10 +25,12 @@ from ddp_operator.decide.step import Step
 from ddp_operator.decide.timing import epoch, is_finished, runs
 from ddp_operator.decide.wording import count, cut, moment
 
-FIELD_MANAGER = "ddp-operator"
-"""Under this name we write to jobs: `managedFields` then tells our pause from a user's."""
 LEAVE_SECONDS = 60.0
 """A paused job's pods are told to leave within moments. If they are not, the training operator is away, and we tell them."""
+NEVER_LEAVES_SECONDS = 300.0
+"""So long after its grace and `nodeLostAfter`, a pod will not go (a finalizer, a refused deletion): nobody waits for it any more."""
+NAMED = 8
+"""Pods that one event names."""
 
 
 def finish(facts: RunFacts, phase: Phase, now: float) -> Step:
@@ -44,14 +49,16 @@ def finish(facts: RunFacts, phase: Phase, now: float) -> Step:
     if not job.suspend:
         if ahead == 0:
             return Step(memory, (_pause(job, intent),), waits=True)
-        return _done(memory) if ahead == 2 else _dropped(memory, "somebody else has changed the job")  # noqa: PLR2004 (paused, resumed)
+        # A pause and its end are two changes; somebody's edit in between is one more, and its pods have left all the same.
+        was_paused = ahead >= 2 and not _all_stay(facts)  # noqa: PLR2004
+        return _done(memory) if was_paused else _dropped(memory, "somebody else has changed the job")
     if not _is_our_pause(job, ahead):
         return _dropped(memory, "somebody else has paused the job")
     waiting_for = _not_gone(facts.pods, facts.spec.policy, now)
-    if waiting_for:
+    if waiting_for and now <= patience_ends_at(facts, waiting_for):
         return Step(memory, _hurry(facts, waiting_for, now), waits=True)
     why = f"its pods are gone: it starts again ({intent.cause})"
-    return Step(memory, (ResumeJob(job.name, job.uid, job.generation, job.resource_version, why),), waits=True)
+    return Step(memory, (ResumeJob(job.name, job.uid, job.generation, why),), _left_behind(waiting_for), waits=True)
 
 
 def open_(facts: RunFacts, phase: Phase, now: float) -> Step:
@@ -64,7 +71,7 @@ def open_(facts: RunFacts, phase: Phase, now: float) -> Step:
     why = _why(facts, phase, now)
     if why is None:
         return Step(memory)
-    if memory.incident is None or phase is Phase.HUNG:
+    if memory.incident is None or (phase is Phase.HUNG and not _was_given_up(facts)):
         replicas = {pod.replica or pod.name: pod for pod in facts.pods}
         losses = {
             cut(replica, 64): Loss(Cause.HANG, None, why, pod.name, pod.node, now, memory.timing.last_progress_step, is_explained=True)
@@ -103,6 +110,8 @@ def _why(facts: RunFacts, phase: Phase, now: float) -> str | None:
     is_restarted = incident is not None and facts.status.ledger[-1].action is Act.GANG_RESTART
     if incident is not None and is_restarted and now - (epoch(incident.gathered_at) or now) < bound:
         return None
+    if not silence.is_its_own(facts, now):
+        return None
     if phase is Phase.HUNG:
         return f"no sign of training for longer than hungAfter {policy.hung_after}, while all pods run"
     return _half_dead(facts, now, bound)
@@ -139,6 +148,36 @@ def _not_gone(pods: tuple[PodFacts, ...], policy: Policy, now: float) -> list[Po
     return [pod for pod in pods if pod not in stuck]
 
 
+def patience_ends_at(facts: RunFacts, pods: Sequence[PodFacts]) -> float:
+    """Until when the restart that stands waits for these pods; then it goes on without their end."""
+    memory = facts.status
+    begun_at = max(epoch(memory.intent.started_at) if memory.intent else 0.0, epoch(memory.timing.suspended_at))
+    grace = max((pod.grace_seconds for pod in pods), default=0.0)
+    return begun_at + grace + seconds(facts.spec.policy.node_lost_after) + NEVER_LEAVES_SECONDS
+
+
+def _left_behind(pods: Sequence[PodFacts]) -> tuple[Event, ...]:
+    if not pods:
+        return ()
+    names = ", ".join(pod.name for pod in pods[:NAMED])
+    more = f" and {len(pods) - NAMED} more" if len(pods) > NAMED else ""
+    why = "look for finalizers, and whether the operator may delete pods; until then nobody takes its place"
+    return (Event(EventReason.GANG_RESTART, cut(f"The restart goes on although {names}{more} did not go: {why}."), is_warning=True),)
+
+
+def _all_stay(facts: RunFacts) -> bool:
+    """Whether all pods are those of before, and run: no pause has reached them."""
+    return bool(facts.pods) and all(runs(pod) and has_mark(facts.status.incarnations, pod, LEFT) for pod in facts.pods)
+
+
+def _was_given_up(facts: RunFacts) -> bool:
+    """Whether the open incident is a hang of these same pods whose restart has not come about: one silence is not counted twice."""
+    memory = facts.status
+    if memory.incident is None or memory.ledger[-1].cause is not Cause.HANG or memory.ledger[-1].action is not Act.NONE:
+        return False
+    return epoch(memory.incident.opened_at) >= max((pod.started_at for pod in facts.pods), default=0.0)
+
+
 def _hurry(facts: RunFacts, pods: list[PodFacts], now: float) -> tuple[Action, ...]:
     paused_at = epoch(facts.status.timing.suspended_at)
     stuck = {pod.uid for pod in nodes.stuck(tuple(pods), facts.spec.policy, now) if pod.deleted_at}
@@ -154,8 +193,9 @@ def _hurry(facts: RunFacts, pods: list[PodFacts], now: float) -> tuple[Action, .
 def _delete_pods(facts: RunFacts, now: float) -> Step:
     memory, policy = facts.status, facts.spec.policy
     old = [pod for pod in facts.pods if has_mark(memory.incarnations, pod, LEFT)]
-    if not _not_gone(tuple(old), policy, now):
-        return _done(memory)
+    waiting_for = _not_gone(tuple(old), policy, now)
+    if not waiting_for or now > patience_ends_at(facts, waiting_for):
+        return replace(_done(memory), events=_left_behind(waiting_for))
     stuck = [pod for pod in nodes.stuck(tuple(old), policy, now) if pod.deleted_at and policy.on_node_lost == "FreePods"]
     freed = tuple(DeletePod(pod.name, pod.uid, 0, "it did not end when all pods were to start again") for pod in stuck)
     return Step(memory, (*_deletions(old), *freed), waits=True)
@@ -166,7 +206,7 @@ def _deletions(pods: tuple[PodFacts, ...] | list[PodFacts]) -> tuple[Action, ...
 
 
 def _pause(job: JobFacts, intent: Intent) -> SuspendJob:
-    return SuspendJob(job.name, job.uid, job.generation, job.resource_version, f"all pods are started again ({intent.cause})")
+    return SuspendJob(job.name, job.uid, job.generation, f"all pods are started again ({intent.cause})")
 
 
 def _done(memory: TrainingRunStatus) -> Step:
@@ -176,4 +216,7 @@ def _done(memory: TrainingRunStatus) -> Step:
 
 def _dropped(memory: TrainingRunStatus, why: str) -> Step:
     event = Event(EventReason.GANG_RESTART, f"The restart of all pods is given up: {why}.", is_warning=True)
-    return Step(memory.model_copy(update={"intent": None}), (), (event,))
+    new: dict[str, object] = {"intent": None}
+    if memory.incident is not None and memory.ledger[-1].action is Act.GANG_RESTART:
+        new["ledger"] = [*memory.ledger[:-1], memory.ledger[-1].model_copy(update={"action": Act.NONE})]
+    return Step(memory.model_copy(update=new), (), (event,))

@@ -32,6 +32,9 @@ def proceed(facts: RunFacts, phase: Phase, now: float) -> Step:
     actions = tuple(DeletePod(pod.name, pod.uid, 0, _why(pod, policy)) for pod in freed)
     words = marked(memory.incarnations, freed, FREED)
     new = [pod for pod in freed if has_mark(words, pod, FREED) and not has_mark(memory.incarnations, pod, FREED)]
+    is_told = memory.incident is not None and memory.ledger[-1].action is Act.FREE_PODS
+    if new or not is_told:  # so many are freed that not each can be remembered: those are told with the others, once for an incident
+        new += [pod for pod in freed if not has_mark(words, pod, FREED)]
     if not new:
         return Step(memory, actions)
     losses = {pod.replica: Loss(Cause.NODE_LOST, None, _why(pod, policy), pod.name, pod.node, now, 0, is_explained=True) for pod in new}

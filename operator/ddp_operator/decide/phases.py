@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from ddp_operator.api.advice import TABLE as ADVICE
 from ddp_operator.api.words import FINAL_PHASES, Act, Cause, PendingReason, Phase
-from ddp_operator.decide import durations
+from ddp_operator.decide import durations, silence
 from ddp_operator.decide.classify import OF_LAST_WORDS, Loss, is_node_lost, outweighs, root_cause
+from ddp_operator.decide.decision import FIELD_MANAGER
 from ddp_operator.decide.endings import is_fatal, is_true, newest_entry, pods_succeeded, visible_losses, why_failed
 from ddp_operator.decide.facts import JobFacts, PodFacts, ProgressFacts, RunFacts
 from ddp_operator.decide.incarnations import by_replica
@@ -24,6 +25,13 @@ from ddp_operator.decide.wording import REASON_CHARS, cut, moment, stamp
 ELASTIC_SECONDS = 30.0
 """Training that is heard of so long after a lost pod's successor was made goes on without it: a gang that needs it re-forms in seconds."""
 NOT_MADE = "the pods are not listed yet"
+NOT_ITS_OWN = "it is left alone, for it may be the network between the operator and the pod that fails: check that one reaches the other"
+PAUSED = "suspended: set spec.runPolicy.suspend of the job to false to go on from the last durable step"
+PAUSED_BEFORE = (
+    "suspended by the operator, for a restart that was cut off or for good, and the TrainingRun that said why is gone: "
+    "set spec.runPolicy.suspend of the job to false to go on from the last durable step"
+)
+"""It is not resumed unasked: a run that was stopped for good looks the same, once its memory is deleted."""
 
 OF_DOCUMENT: dict[str, Phase] = {
     "starting": Phase.STARTING,
@@ -148,9 +156,9 @@ def _suspended(view: _View) -> Truth | None:
         return Truth(Phase.PENDING, *waits)
     ending = len(view.facts.pods)
     rest = f"; {ending} pods are still ending" if ending else ""
-    return Truth(
-        Phase.SUSPENDED, "", f"suspended: set spec.runPolicy.suspend of the job to false to go on from the last durable step{rest}"
-    )
+    # Each pause of ours begins with an entry: without one, the status that held it is gone.
+    is_forgotten = view.job.suspend_manager == FIELD_MANAGER and not view.facts.status.ledger
+    return Truth(Phase.SUSPENDED, "", (PAUSED_BEFORE if is_forgotten else PAUSED) + rest)
 
 
 def _unseen(view: _View) -> Truth | None:
@@ -250,7 +258,8 @@ def _hung(view: _View) -> Truth | None:
 
     Node 0's document moves with whatever any rank or agent does, so a still one means that nothing does. An agent that was reached
     before and is not reached any more counts the same, if it has failed to answer for all of that time: an operator that was away, or
-    does not get to ask, must not take its own silence for the run's.
+    does not get to ask, must not take its own silence for the run's. Where nobody can tell whose it is (see `silence`), the sentence
+    says so, and nothing is done about it.
     """
     look, stored = view.facts.progress, view.facts.status.timing
     heard_at = look.heard_at or look.answered_at or epoch(stored.last_progress_at)
@@ -260,11 +269,12 @@ def _hung(view: _View) -> Truth | None:
     if not since or sane(look.asked_at, view.now) - since <= _hung_after(view):
         return None
     silent = f"node 0 does not answer: {cut(look.error, 128)}" if look.error else cut(look.document.note, 128) if look.document else ""
+    doubt = "" if silence.is_its_own(view.facts, view.now) else f"; {NOT_ITS_OWN}"
     return Truth(
         Phase.HUNG,
         Cause.HANG,
         f"all pods run, but no sign of training since {stamp(moment(since))}, which is longer than hungAfter "
-        f"({view.facts.spec.policy.hung_after}){': ' + silent if silent else ''}",
+        f"({view.facts.spec.policy.hung_after}){': ' + silent if silent else ''}{doubt}",
     )
 
 

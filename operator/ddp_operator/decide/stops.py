@@ -1,7 +1,8 @@
 """Ending a run for good: a budget is used up, or a deadline is over. The job is paused by us, which frees its pods, and stays so.
 
-`stopped_by_us` and the generation that the job will have after our change are written before it is made. A successor finishes it. Whoever
-resumes the job, or changes it before our pause arrives, wins: that begins a new life. A job of Kueue is never paused by us.
+`stopped_by_us` and the generation that the job will have after our change are written before it is made. A successor finishes it, also
+when somebody has changed the job before our pause arrives. Whoever resumes the job wins: that begins a new life, but for who does so
+within moments, and again. A job of Kueue is never paused by us.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from ddp_operator.decide.decision import Event, SuspendJob
 from ddp_operator.decide.facts import RunFacts
 from ddp_operator.decide.incidents import appended
 from ddp_operator.decide.step import Step
-from ddp_operator.decide.timing import is_finished
+from ddp_operator.decide.timing import epoch, is_finished
 from ddp_operator.decide.waiting import waiting
 from ddp_operator.decide.wording import LEDGER_CHARS, count, cut, moment
+
+STOPS_IN_A_LIFE = 2
+"""A stop ends a life, unless something resumes the job within moments (`lives`). After so many it is not fought any more."""
 
 
 def proceed(facts: RunFacts, phase: Phase, now: float) -> Step:
     """Stop the run, carry a stop out that is not yet done, or report what may not be done."""
-    memory, job, policy = facts.status, facts.job, facts.spec.policy
+    memory, job = facts.status, facts.job
     assert job is not None
     if memory.stopped_by_us is not None:
         is_due = not job.suspend and not is_finished(job) and job.generation == memory.stopped_generation - 1
@@ -31,10 +35,10 @@ def proceed(facts: RunFacts, phase: Phase, now: float) -> Step:
     if verdict is None:
         return Step(memory if memory.overdue is None else memory.model_copy(update={"overdue": None}))
     cause, why = verdict
-    if job.queue or not _may_stop(cause, policy):
+    how = _why_not(facts, cause)
+    if how:
         if memory.overdue is cause:
             return Step(memory)
-        how = "Kueue owns the job: to stop it, set spec.active to false in its Workload" if job.queue else "by policy it is only reported"
         return Step(
             memory.model_copy(update={"overdue": cause}), (), (Event(EventReason.STOPPED, cut(f"{cause}: {why}. {how}."), is_warning=True),)
         )
@@ -55,6 +59,21 @@ def _verdict(facts: RunFacts, now: float) -> tuple[Cause, str] | None:
     return verdict if waits_for is None else (verdict[0], f"{verdict[1]}: {waits_for[1]}")
 
 
+def _why_not(facts: RunFacts, cause: Cause) -> str:
+    """Why it is only reported; "" if it may be stopped."""
+    memory, job, policy = facts.status, facts.job, facts.spec.policy
+    assert job is not None
+    if job.queue:
+        return "Kueue owns the job: to stop it, set spec.active to false in its Workload"
+    if not _may_stop(cause, policy):
+        return "by policy it is only reported"
+    since = epoch(memory.timing.pending_since)
+    stops = [entry for entry in memory.ledger if entry.action is Act.STOP and entry.cause is cause and epoch(entry.at) >= since]
+    if len(stops) >= STOPS_IN_A_LIFE:
+        return "It was resumed at once after each stop, so it is only reported now: set spec.runPolicy.suspend at the job's source"
+    return ""
+
+
 def _may_stop(cause: Cause, policy: Policy) -> bool:
     by_deadline = cause in {Cause.DEADLINE_EXCEEDED, Cause.PENDING_TOO_LONG}
     return (policy.on_deadline if by_deadline else policy.on_budget) == "Stop"
@@ -63,4 +82,4 @@ def _may_stop(cause: Cause, policy: Policy) -> bool:
 def _pause(facts: RunFacts, why: str) -> SuspendJob:
     job = facts.job
     assert job is not None
-    return SuspendJob(job.name, job.uid, job.generation, job.resource_version, why)
+    return SuspendJob(job.name, job.uid, job.generation, why)

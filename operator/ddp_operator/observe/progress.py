@@ -78,18 +78,23 @@ class ProgressScraper:
             self._life.expect(NAME, self._settings.watcher_stale_seconds)
         slots = asyncio.Semaphore(AT_ONCE)
         async with open_session(self._settings.progress_timeout_seconds) as session, asyncio.TaskGroup() as asking:
+            looked_at = float("-inf")
             while True:
                 if self._life is not None:
                     self._life.beat(NAME)
-                self._look_around()
-                while self._due and self._due[0][0] <= self._monotonic():
-                    _, key = heapq.heappop(self._due)
-                    if self._world.node_zero(*key) is None:
-                        self._again(key)
-                        continue
-                    await slots.acquire()
-                    asking.create_task(self._ask_and_release(session, key, slots))
-                await self._sleep(self._pause())
+                # by the clock, not when all are asked: of a thousand pods that time out more get due than can be asked, which never ends
+                if self._monotonic() - looked_at >= LOOK_AROUND_SECONDS:
+                    looked_at = self._monotonic()
+                    self._look_around()
+                if not self._due or self._due[0][0] > self._monotonic():
+                    await self._sleep(self._pause())
+                    continue
+                _, key = heapq.heappop(self._due)
+                if self._world.node_zero(*key) is None:
+                    self._again(key)
+                    continue
+                await slots.acquire()  # for no longer than a request may take
+                asking.create_task(self._ask_and_release(session, key, slots))
 
     async def ask(self, session: aiohttp.ClientSession, key: Key) -> None:
         """One look at one run, which never fails: what went wrong stands in the look."""
@@ -192,6 +197,10 @@ async def fetch(session: aiohttp.ClientSession, pod: PodFacts, timeout_seconds: 
         raise Unanswered(f"{url} did not answer within {timeout_seconds:g} s", was_slow=True) from None
     except Unanswered:
         raise
+    except aiohttp.ClientConnectorError as error:
+        is_refused = isinstance(error.os_error, ConnectionRefusedError)
+        why = "connection refused" if is_refused else text(str(error), 160)
+        raise Unanswered(f"{url} cannot be read: {why}") from None
     except Exception as error:  # one user's pod must not end the operator, whatever it makes the HTTP library raise
         raise Unanswered(f"{url} cannot be read: {type(error).__name__}: {text(str(error), 160)}") from None
 

@@ -12,8 +12,10 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ddp_operator.api.trainingrun import RUN_LABEL, TRACK_LABEL, CheckpointSpec, JobRef, Policy, TrainingRunSpec, TrainingRunStatus
+from ddp_operator.api.trainingrun import RUN_LABEL, TRACK_LABEL, CheckpointSpec, JobRef, Policy, TrainingRunSpec
+from ddp_operator.decide.classify import NODE_LOST_REASONS
 from ddp_operator.decide.facts import ClaimFacts, JobFacts, PodFacts, RunFacts, Termination
+from ddp_operator.observe import memory
 from ddp_operator.observe.fields import address as ip_of
 from ddp_operator.observe.fields import at, cleaned, instant, name, number, objects, quantity, text, word
 from ddp_operator.observe.fields import version as version_of
@@ -59,7 +61,7 @@ def run(body: Any) -> Seen[RunFacts] | None:
     meta = body["metadata"]
     checkpoint, lost_checkpoint = _salvaged(CheckpointSpec, at(body, "spec", "checkpoint"))
     policy, lost_policy = _salvaged(Policy, at(body, "spec", "policy"))
-    status, lost_status = _salvaged(TrainingRunStatus, at(body, "status"))
+    status, lost_status, unreadable = memory.status(at(body, "status"))
     lost = (
         [f"spec.checkpoint.{key}" for key in lost_checkpoint]
         + [f"spec.policy.{key}" for key in lost_policy]
@@ -76,8 +78,10 @@ def run(body: Any) -> Seen[RunFacts] | None:
         status=status,
         deleted_at=instant(meta.get("deletionTimestamp")),
         is_adopted=any(owner.get("kind") == _JOB_KIND for owner in objects(meta.get("ownerReferences"))),
+        memory_is_unreadable=unreadable,
     )
     note = f"not understood, so taken as unset: {', '.join(lost)[:200]}; is the CRD of this operator's version installed?" if lost else ""
+    note = f"{unreadable}; {note}" if unreadable else note
     return Seen(namespace, own_name, uid, version, facts, note)
 
 
@@ -152,9 +156,8 @@ def pod(body: Any) -> tuple[str, Seen[PodFacts]] | None:
         return None
     namespace, own_name, uid, version = known
     meta, spec, status = body["metadata"], at(body, "spec"), at(body, "status")
-    if any(
-        reference.get("controller") is True and reference.get("kind") != _JOB_KIND for reference in objects(meta.get("ownerReferences"))
-    ):
+    controllers = [reference for reference in objects(meta.get("ownerReferences")) if reference.get("controller") is True]
+    if any(reference.get("kind") != _JOB_KIND for reference in controllers):
         return None
     containers = objects(at(spec, "containers"))
     container = next((c for c in containers if c.get("name") == _CONTAINER), containers[0] if containers else {})
@@ -172,6 +175,7 @@ def pod(body: Any) -> tuple[str, Seen[PodFacts]] | None:
     facts = PodFacts(
         name=own_name,
         uid=uid,
+        owner_uid=word(controllers[0].get("uid")) if controllers else "",
         replica=_replica(meta, own_name, owner),
         phase=phase if phase in _POD_PHASES else "Unknown",
         reason=word(at(status, "reason")),
@@ -183,7 +187,7 @@ def pod(body: Any) -> tuple[str, Seen[PodFacts]] | None:
         deleted_at=instant(meta.get("deletionTimestamp")),
         grace_seconds=float(number(grace, 30)),
         is_ready=ready.get("status") == "True",
-        container_is_ready=state.get("ready") is True,
+        container_is_ready=conditions.get("ContainersReady", {}).get("status") == "True" or word(ready.get("reason")) in NODE_LOST_REASONS,
         unready_since=_unready_since(ready),
         waiting_reason=word(at(waiting, "reason")),
         waiting_message=text(at(waiting, "message")),
@@ -278,7 +282,7 @@ def _gpus(container: dict[str, Any]) -> int:
 def _salvaged(model: type[Model], value: Any) -> tuple[Model, list[str]]:
     """The model from what validates of a JSON object, field by field, and the names of the fields that did not.
 
-    A status of another version of the operator must not cost the memory of budgets and of an intent, so it is not refused as a whole.
+    A wish of another version must not cost the fields that this one knows, so it is not refused as a whole.
     """
     if value is None:
         return model(), []

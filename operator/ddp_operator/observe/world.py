@@ -39,6 +39,7 @@ class World:
         self._pods = Shelf[tuple[str, PodFacts]]("Pod")
         self._shelves: dict[Kind, Shelf[Any]] = {"run": self._runs, "job": self._jobs, "claim": self._claims, "pod": self._pods}
         self._looks: dict[Key, ProgressLook] = {}
+        self._asked, self._answered = Newest(), Newest()
         self._pods_of_job: dict[Key, set[str]] = {}
         self._runs_of_job: dict[Key, set[str]] = {}
         self._claims_of_run: dict[Key, tuple[str, ...]] = {}
@@ -67,6 +68,9 @@ class World:
         self._runs_of_job.setdefault(seen.facts.job, set()).add(seen.name)
         self._link_claims(key, self._claims_wanted(seen.facts))
         self._mark(key)
+        if before is None or _rank(before) != _rank(seen):
+            for job in {seen.facts.job} | ({before.facts.job} if before else set()):
+                self._mark_rivals(job, key)
 
     def put_job(self, body: Any) -> None:
         """A PyTorchJob."""
@@ -160,11 +164,28 @@ class World:
         return replace(
             seen.facts.unpacked(),
             job=job.facts if job else None,
-            pods=self._pods_in_order(seen.facts.job),
+            pods=self._pods_in_order(seen.facts.job, job.uid if job else ""),
             claims=tuple(replace(claim.facts, used_by=self._users_of((namespace, claim.name))) for claim in claims if claim),
             progress=self.look_of(namespace, name),
-            pods_are_known=all(self.is_listed(kind, namespace) for kind in ("pod", "job", "claim")),
+            others_asked_at=self._asked.of_others((namespace, name)),
+            others_answered_at=self._answered.of_others((namespace, name)),
+            # a memory that cannot be read must not be written over, nor acted without: to be blind is what leaves a run alone
+            pods_are_known=not seen.facts.bare.memory_is_unreadable
+            and all(self.is_listed(kind, namespace) for kind in ("pod", "job", "claim")),
         )
+
+    def acts(self, namespace: str, name: str) -> bool:
+        """Whether this run is the one that acts on its job; of several that name one job, the others only look.
+
+        One that somebody made goes before an adopted one, then the oldest, then the first by name; one that is being deleted goes last.
+        """
+        run = self._runs.get((namespace, name))
+        if run is None:
+            return False
+        named = (self._runs.get((namespace, other)) for other in self._runs_of_job.get(run.facts.job, ()))
+        bare = [other.facts.bare for other in named if other]
+        first = min(bare, key=lambda one: (one.deleted_at > 0, one.is_adopted, one.created_at or float("inf"), one.name), default=None)
+        return first is not None and first.name == name
 
     def unadopted(self) -> list[tuple[str, JobFacts]]:
         """(namespace, job) of each job that asks to be tracked, is not being deleted, and that no TrainingRun names, in order."""
@@ -186,7 +207,7 @@ class World:
         if job is None or job.facts.suspend or any(job.facts.conditions.get(end, ("",))[0] == "True" for end in ("Succeeded", "Failed")):
             return None
         wanted = "master-0" if job.facts.has_master else "worker-0"
-        for pod in self._pods_in_order((namespace, job.name)):
+        for pod in self._pods_in_order((namespace, job.name), job.uid):
             if pod.replica == wanted:
                 is_up = pod.phase == "Running" and pod.started_at > 0 and pod.ended is None
                 return pod if is_up and pod.ip and pod.progress_port else None
@@ -203,6 +224,8 @@ class World:
             return
         before = self._looks.get(key, ProgressLook())
         self._looks[key] = look
+        self._asked.note(key, look.asked_at)
+        self._answered.note(key, look.answered_at)
         if replace(before, asked_at=0, answered_at=0) != replace(look, asked_at=0, answered_at=0):
             self._mark(key)
 
@@ -256,10 +279,17 @@ class World:
             _discard(self._runs_of_job, gone.facts.job, gone.name)
             self._link_claims(key, ())
             self._mark(key)
+            self._mark_rivals(gone.facts.job, key)
 
     def _mark(self, key: Key) -> None:
         self._dirty.setdefault(key)
         self._changed.set()
+
+    def _mark_rivals(self, job: Key, key: Key) -> None:
+        """The other runs that name this job: who of them acts may be another now."""
+        for name in sorted(self._runs_of_job.get(job, ())):
+            if (job[0], name) != key:
+                self._mark((job[0], name))
 
     def _touch_job(self, job: Key) -> None:
         """The job, or one of its pods, changed."""
@@ -294,13 +324,40 @@ class World:
     def _users_of(self, claim: Key) -> tuple[str, ...]:
         return tuple(sorted(self._runs_of_claim.get(claim, ()))[:USERS_NAMED])
 
-    def _pods_in_order(self, job: Key) -> tuple[PodFacts, ...]:
-        """Masters before workers, by index."""
-        pods = [seen.facts[1] for name in self._pods_of_job.get(job, ()) if (seen := self._pods.get((job[0], name)))]
+    def _pods_in_order(self, job: Key, job_uid: str) -> tuple[PodFacts, ...]:
+        """Masters before workers, by index. Not those of a job that had the same name before: its end is not this job's."""
+        named = [seen.facts[1] for name in self._pods_of_job.get(job, ()) if (seen := self._pods.get((job[0], name)))]
+        pods = [pod for pod in named if not job_uid or not pod.owner_uid or pod.owner_uid == job_uid]
         return tuple(sorted(pods, key=lambda pod: (pod.replica.rstrip("0123456789"), len(pod.replica), pod.replica, pod.name)))
 
     def _wants_adoption(self, key: Key, job: JobFacts) -> bool:
         return job.is_tracked and not job.deleted_at and not self._runs_of_job.get(key) and self._runs.is_listed(key[0])
+
+
+def _rank(run: Seen[PackedRun]) -> tuple[object, ...]:
+    """What decides who of several runs acts on a job."""
+    return run.uid, run.facts.job, run.facts.bare.is_adopted, run.facts.bare.deleted_at > 0
+
+
+class Newest:
+    """The newest time that anybody has, and the newest of anybody else: enough to ask for the newest but one's own."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, Key | None] = (0.0, None)
+        self._second: tuple[float, Key | None] = (0.0, None)
+
+    def note(self, key: Key, at: float) -> None:
+        """Somebody's time; it may stand still, and an older one than before changes nothing."""
+        if at > self._first[0]:
+            if self._first[1] != key:
+                self._second = self._first
+            self._first = (at, key)
+        elif key != self._first[1] and at > self._second[0]:
+            self._second = (at, key)
+
+    def of_others(self, key: Key) -> float:
+        """The newest of all but this one; 0: nobody else has any."""
+        return (self._second if self._first[1] == key else self._first)[0]
 
 
 def _discard(index: dict[Key, set[str]], key: Key, name: str) -> None:

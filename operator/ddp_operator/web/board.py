@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
@@ -124,26 +124,45 @@ class RunsPage:
     orphans: tuple[Orphan, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """As much of a run as the overview needs of those that it has no row for."""
+
+    phase: Phase
+    namespace: str
+    name: str
+
+    @classmethod
+    def of(cls, run: RunFacts) -> Glance:
+        """What is kept of a run."""
+        return cls(run.status.phase, run.namespace, run.name)
+
+
 def runs_page(
-    runs: Sequence[RunFacts], history: History, wanted: Filter, now: float, orphans: Sequence[tuple[str, ClaimFacts]] = ()
+    glances: Sequence[Glance],
+    find: Callable[[str, str], RunFacts | None],
+    history: History,
+    wanted: Filter,
+    now: float,
+    orphans: Sequence[tuple[str, ClaimFacts]] = (),
 ) -> RunsPage:
-    """The overview: only the rows of one page are made, so that a thousand runs cost little."""
-    here = [run for run in runs if wanted.namespace in ("", run.namespace)]
-    counts = Counter(run.status.phase for run in here)
-    matching = sorted((run for run in here if wanted.phase in ("", run.status.phase)), key=_place)
+    """The overview: only the runs that a page has rows for are found and laid out, so that a thousand runs cost little."""
+    here = [run for run in glances if wanted.namespace in ("", run.namespace)]
+    counts = Counter(run.phase for run in here)
+    matching = sorted((run for run in here if wanted.phase in ("", run.phase)), key=_place)
     pages = max(1, -(-len(matching) // ROWS))
     page = min(max(1, wanted.page), pages)
-    shown = matching[(page - 1) * ROWS : page * ROWS]
+    shown = [find(run.namespace, run.name) for run in matching[(page - 1) * ROWS : page * ROWS]]
     every = [Choice("All", len(here), wanted.link(phase=""), "plain", wanted.phase == "")]
     phases = [
         Choice(p, counts[p], wanted.link(phase=p), tone, wanted.phase == p) for p, tone in TONES.items() if counts[p] or wanted.phase == p
     ]
     return RunsPage(
-        rows=tuple(_row(run, history, now) for run in shown),
+        rows=tuple(_row(run, history, now) for run in shown if run is not None),
         phases=tuple(every + phases),
-        namespaces=tuple(sorted({run.namespace for run in runs})),
+        namespaces=tuple(sorted({run.namespace for run in glances})),
         wanted=wanted,
-        total=len(runs),
+        total=len(glances),
         matching=len(matching),
         page=page,
         pages=pages,
@@ -157,8 +176,8 @@ def _orphan(namespace: str, claim: ClaimFacts) -> Orphan:
     return Orphan(namespace, claim.name, claim.phase, held, f"kubectl -n {shlex.quote(namespace)} delete pvc {shlex.quote(claim.name)}")
 
 
-def _place(run: RunFacts) -> tuple[int, str, str]:
-    return (_ORDER[run.status.phase], run.namespace, run.name)
+def _place(run: Glance) -> tuple[int, str, str]:
+    return (_ORDER[run.phase], run.namespace, run.name)
 
 
 def _row(run: RunFacts, history: History, now: float) -> Row:
@@ -174,7 +193,7 @@ def _row(run: RunFacts, history: History, now: float) -> Row:
         percent=min(100, progress.percent) if progress.total_steps else None,
         steps=steps_of(run),
         loss=or_none(progress.loss),
-        spark=curve(history.losses(run.uid), *SPARK),
+        spark=curve(history.losses(run.namespace, run.name), *SPARK),
         rate=or_none(progress.samples_per_second),
         eta=or_none(progress.eta),
         checkpoint=count(saved.step) if saved else NONE,

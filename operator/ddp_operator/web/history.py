@@ -10,8 +10,9 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from ddp_operator.decide.facts import RunFacts
-from ddp_operator.web.texts import seconds_of
+from ddp_operator.decide.facts import ProgressFacts
+
+Key = tuple[str, str]
 
 LOSS_POINTS = 120
 """More than the pixels of a sparkline need; 2 KB a run."""
@@ -51,31 +52,33 @@ class Curve:
 
 
 class History:
-    """Of all runs, by uid."""
+    """Of all runs, by namespace and name. It looks at node 0's documents only: to unpack every run's status for it costs a second."""
 
     def __init__(self) -> None:
-        self._curves: dict[str, Curve] = {}
-        self._saved: dict[str, deque[float]] = {}
+        self._curves: dict[Key, Curve] = {}
+        self._saved: dict[Key, deque[float]] = {}
 
-    def note(self, runs: Iterable[RunFacts]) -> None:
-        """Look at all runs; those that are not given any more are forgotten."""
-        curves, saved = {}, {}
-        for run in runs:
-            curve = curves[run.uid] = self._curves.get(run.uid) or Curve()
-            document = run.progress.document
-            if document is not None:
-                curve.add(document.step, document.loss)
-            times = saved[run.uid] = self._saved.get(run.uid) or deque(maxlen=CHECKPOINTS)
-            if run.status.checkpoint is not None:
-                at = seconds_of(run.status.checkpoint.saved_at)
-                if not times or at > times[-1]:
-                    times.append(at)
+    def note(self, documents: Iterable[tuple[str, str, ProgressFacts | None]]) -> None:
+        """Look at the last document of every run (namespace, name, document); runs that are not given any more are forgotten."""
+        curves: dict[Key, Curve] = {}
+        saved: dict[Key, deque[float]] = {}
+        for namespace, name, document in documents:
+            key = (namespace, name)
+            curve = curves[key] = self._curves.get(key) or Curve()
+            times = saved[key] = self._saved.get(key) or deque(maxlen=CHECKPOINTS)
+            if document is None:
+                continue
+            curve.add(document.step, document.loss)
+            at = document.checkpoint_saved_at
+            if math.isfinite(at) and at > (times[-1] if times else 0.0):
+                times.append(at)
         self._curves, self._saved = curves, saved
 
-    def losses(self, uid: str) -> list[tuple[float, float]]:
+    def losses(self, namespace: str, name: str) -> list[tuple[float, float]]:
         """(step, loss) of a run, oldest first."""
-        return self._curves[uid].points() if uid in self._curves else []
+        curve = self._curves.get((namespace, name))
+        return curve.points() if curve else []
 
-    def checkpoints(self, uid: str) -> Sequence[float]:
+    def checkpoints(self, namespace: str, name: str) -> Sequence[float]:
         """When it saved, in seconds since the epoch, oldest first."""
-        return tuple(self._saved.get(uid, ()))
+        return tuple(self._saved.get((namespace, name), ()))

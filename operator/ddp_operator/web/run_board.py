@@ -122,7 +122,7 @@ class RunPage:
 
 def run_page(run: RunFacts, history: History, now: float) -> RunPage:
     """All that is known of one run."""
-    status, progress, points = run.status, run.status.progress or ProgressStatus(), history.losses(run.uid)
+    status, progress, points = run.status, run.status.progress or ProgressStatus(), history.losses(run.namespace, run.name)
     replicas = status.replicas
     return RunPage(
         namespace=run.namespace,
@@ -140,7 +140,7 @@ def run_page(run: RunFacts, history: History, now: float) -> RunPage:
         note=progress.note,
         loss_points=curve(points, *CHART),
         loss_range=f"steps {points[0][0]:,.0f} to {points[-1][0]:,.0f}, loss {points[0][1]:.4g} to {points[-1][1]:.4g}" if points else "",
-        line=time_line(run, history.checkpoints(run.uid), now),
+        line=time_line(run, history.checkpoints(run.namespace, run.name), now),
         incidents=tuple(_incident(entry, now) for entry in reversed(status.ledger)),
         conditions=tuple(
             ConditionRow(c.type, c.status, _condition_tone(c.type, c.status), c.reason, c.message, ago(c.last_transition_time, now))

@@ -10,17 +10,18 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Generic, TypeVar
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from ddp_operator.decide.facts import ClaimFacts, RunFacts
-from ddp_operator.web.board import Filter, runs_page
+from ddp_operator.decide.facts import ClaimFacts, ProgressFacts, RunFacts
+from ddp_operator.web.board import Filter, Glance, runs_page
 from ddp_operator.web.history import History
 from ddp_operator.web.metrics import Metrics, Numbers
 from ddp_operator.web.pages import Pages
@@ -28,6 +29,12 @@ from ddp_operator.web.run_board import run_page
 
 SAMPLE_SECONDS = 10.0
 """How often losses and checkpoints are noted for the sparklines: as often as the runs are asked."""
+CHUNK_RUNS = 50
+"""So many runs are read at a time (10 to 50 ms); in between the event loop does its work."""
+OVERVIEW_SECONDS = 2.0
+"""How old the overview's counts and order may be, however many look at it. Its rows are of now."""
+METRICS_SECONDS = 5.0
+"""How old metrics may be: more than one Prometheus may scrape."""
 LINE_BYTES = 8190
 """Of one line or header field of a request: a dashboard needs no more, and nobody fills our memory."""
 KEEP_ALIVE_SECONDS = 15.0
@@ -36,6 +43,8 @@ STOP_SECONDS = 2.0
 """What a slow reader gets when the operator ends."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+Made = TypeVar("Made")
+
 _log = logging.getLogger(__name__)
 _nonce: ContextVar[str] = ContextVar("nonce")
 """Of the request that is answered: what its page's script and style carry, and its policy names."""
@@ -43,9 +52,14 @@ _nonce: ContextVar[str] = ContextVar("nonce")
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the pages' facts come from. All are called in the event loop, must not block, and need not be cheap."""
+    """Where the pages' facts come from. All are called in the event loop, and must not block."""
 
-    runs: Callable[[], Sequence[RunFacts]]
+    runs: Callable[[], Iterable[RunFacts]]
+    """All runs. Lazily, since each takes a moment: they are taken `CHUNK_RUNS` at a time."""
+    run: Callable[[str, str], RunFacts | None]
+    """One run, by namespace and name."""
+    documents: Callable[[], Iterable[tuple[str, str, ProgressFacts | None]]] = tuple
+    """Namespace, name and last progress of all runs; cheap, since it is asked each `SAMPLE_SECONDS`."""
     orphans: Callable[[], Sequence[tuple[str, ClaimFacts]]] = tuple
     """Namespace and claim: made for a run that is gone."""
     numbers: Callable[[], Numbers] = Numbers
@@ -78,25 +92,31 @@ async def serve(port: int, sources: Sources, host: str | None = None) -> web.App
 def build(sources: Sources) -> web.Application:
     """The application, not yet listening."""
     history, pages, metrics = History(), Pages(), Metrics()
-    scrape = asyncio.Lock()  # metrics remember ledgers from scrape to scrape: one at a time
+
+    async def scrape() -> bytes:
+        runs = [run async for run in _in_chunks(sources.runs())]
+        # in a thread: the text of thousands of series takes a moment, and the loop has pods to watch; facts are frozen
+        return await asyncio.to_thread(metrics.text, runs, sources.numbers(), sources.clock(), sources.orphans())
+
+    async def glance() -> Sequence[Glance]:
+        return [Glance.of(run) async for run in _in_chunks(sources.runs())]
+
+    glances, text = _Kept(glance), _Kept(scrape)  # one at a time: metrics remember ledgers from scrape to scrape
     application = web.Application(middlewares=[_guard(pages)], client_max_size=1)
 
     async def overview(request: web.Request) -> web.Response:
-        wanted = Filter.of(request.query)
-        return _page(pages.overview(runs_page(sources.runs(), history, wanted, sources.clock(), sources.orphans()), _nonce.get()))
+        found = await glances.get(OVERVIEW_SECONDS)
+        page = runs_page(found, sources.run, history, Filter.of(request.query), sources.clock(), sources.orphans())
+        return _page(pages.overview(page, _nonce.get()))
 
     async def run(request: web.Request) -> web.Response:
         namespace, name = request.match_info["namespace"], request.match_info["name"]
-        for facts in sources.runs():
-            if (facts.namespace, facts.name) == (namespace, name):
-                return _page(pages.run(run_page(facts, history, sources.clock()), _nonce.get()))
+        if (facts := sources.run(namespace, name)) is not None:
+            return _page(pages.run(run_page(facts, history, sources.clock()), _nonce.get()))
         raise web.HTTPNotFound(text=f"There is no run {name} in namespace {namespace}: it was deleted, or its name is spelled differently.")
 
     async def numbers(_: web.Request) -> web.Response:
-        async with scrape:
-            # in a thread: the text of thousands of series takes a moment, and the loop has pods to watch; facts are frozen
-            text = await asyncio.to_thread(metrics.text, list(sources.runs()), sources.numbers(), sources.clock(), sources.orphans())
-        return web.Response(body=text, headers={"Content-Type": METRICS_TYPE})
+        return web.Response(body=await text.get(METRICS_SECONDS), headers={"Content-Type": METRICS_TYPE})
 
     application.router.add_get("/", overview)
     application.router.add_get("/runs/{namespace}/{name}", run)
@@ -105,6 +125,30 @@ def build(sources: Sources) -> web.Application:
     application.router.add_get("/readyz", _probe(sources.ready))
     application.cleanup_ctx.append(_sampling(sources, history))
     return application
+
+
+class _Kept(Generic[Made]):
+    """Something dear that is made for all who ask at once, and kept for a moment."""
+
+    def __init__(self, make: Callable[[], Awaitable[Made]]) -> None:
+        self._make = make
+        self._lock = asyncio.Lock()
+        self._made: tuple[float, Made] | None = None
+
+    async def get(self, seconds: float) -> Made:
+        """At most so old."""
+        async with self._lock:
+            if self._made is None or time.monotonic() - self._made[0] >= seconds:
+                self._made = None  # two at once would double the peak of memory
+                self._made = (time.monotonic(), await self._make())
+            return self._made[1]
+
+
+async def _in_chunks(runs: Iterable[RunFacts]) -> AsyncIterator[RunFacts]:
+    for number, run in enumerate(runs, start=1):
+        yield run
+        if number % CHUNK_RUNS == 0:
+            await asyncio.sleep(0)
 
 
 def _page(text: str) -> web.Response:
@@ -124,7 +168,7 @@ def _sampling(sources: Sources, history: History) -> Callable[[web.Application],
         async def sample() -> None:
             while True:
                 try:
-                    history.note(sources.runs())
+                    history.note(sources.documents())
                 except Exception:  # the edge of a task: one bad run must not end everybody's curves
                     _log.exception("The losses could not be noted; the dashboard's curves lack a point.")
                 await asyncio.sleep(SAMPLE_SECONDS)

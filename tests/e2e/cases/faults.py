@@ -10,6 +10,7 @@ from release import Release
 from table import Row
 from watching import place_of
 
+from cases.operator_steps import KNOWN_SECONDS, TRAINS_SECONDS, Story, trains
 from cases.steps import MASTER_SECONDS, PREEMPTED, WORKER_SECONDS, delete_pod, finish, install, kill_rank, recovered, uninstall
 
 TELEMETRY_LISTENS = ":24B8 00000000:0000 0A"
@@ -20,11 +21,19 @@ GRACE_SECONDS = 60.0
 
 
 def short(release: Release) -> Iterator[Row]:
-    """One install, one pod killed, one uninstall: what every change must pass."""
+    """One install, one pod killed, one uninstall, and the operator says what happens: what every change must pass."""
+    started = time.time()
     yield from install(release, "replicas=2")
-    release.follow()
-    release.wait_step(12)
-    yield delete_pod(release, "worker-0", WORKER_SECONDS)
+    with Story(release) as story:
+        yield trains(story, "kubectl get trainingruns", started)
+        release.follow()
+        release.wait_step(12)
+        hit = time.time()
+        yield delete_pod(release, "worker-0", WORKER_SECONDS)
+        lost = story.wait_phase("Restarting", KNOWN_SECONDS, since=hit)
+        back = story.wait("Running again", TRAINS_SECONDS, lambda look: look.phase == "Running", since=lost.time)
+        words = f"{story.words(hit)}, step {back.step}, {back.restarts} restart"
+        yield Row("the operator's line", "Restarting (PodDeleted), Running; one restart", words, back.time - hit, back.restarts == 1)
     yield uninstall(release)
 
 

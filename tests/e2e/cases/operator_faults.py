@@ -114,7 +114,7 @@ def leader_killed(release: Release) -> Iterator[Row]:
         before, durable = _generation(release), story.last.durable
         for pod in release.pods():
             freeze(pod)
-        until("a job that the operator has paused", HUNG_AFTER_SECONDS + 5 * KNOWN_SECONDS, lambda: suspended(release))
+        until("a job that the operator has paused", 2 * HUNG_AFTER_SECONDS + 5 * KNOWN_SECONDS, lambda: suspended(release))
         at, old = time.time(), leader(release)
         _kill_process(next(pod for pod in operators(release) if old.startswith(pod["metadata"]["name"])))
         release.kubectl("delete", "pod", old.rpartition("_")[0] or old, "--grace-period=0", "--force")

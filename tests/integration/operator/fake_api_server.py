@@ -55,7 +55,9 @@ class FakeApiServer:
     hidden: set[str] = field(default_factory=set)
     """Plurals that it does not know: as if their CRD were missing."""
     fault: Callable[[web.Request], RefusalError | None] = lambda _: None
-    """Asked before each request."""
+    """Asked before each request. A refusal with status 0 resets the connection."""
+    answer_after: Callable[[web.Request], float] = lambda _: 0.0
+    """Seconds between what was done and the answer."""
     stalled: bool = False
     """Watches stay open, and nothing comes: not even a bookmark, nor their end."""
     drop_events: Callable[[str, str, Json], bool] = lambda *_: False
@@ -74,6 +76,7 @@ class FakeApiServer:
         self.writes: list[tuple[str, str, str]] = []
         """(method, plural, namespace/name), those that were done."""
         self.url = ""
+        self._cuts = 0
         self._news = asyncio.Condition()
         self._runner: web.AppRunner | None = None
 
@@ -116,6 +119,11 @@ class FakeApiServer:
     def say_error(self, plural: str, code: int) -> None:
         """All watches of that kind get an ERROR event."""
         self._store(plural, "ERROR", {"kind": "Status", "metadata": {}, "code": code, "message": "on order"})
+
+    async def cut(self) -> None:
+        """Reset all watches."""
+        self._cuts += 1
+        await self._tell()
 
     def forget(self) -> None:
         """Compact: whoever watches from an older version gets 410."""
@@ -160,6 +168,8 @@ class FakeApiServer:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         try:
             if refusal := self.fault(request):
+                if refusal.status == 0:
+                    return reset(request)
                 return refusal.response()
             parts = [part for part in request.path.split("/") if part]
             if parts[:1] == ["version"]:
@@ -180,7 +190,9 @@ class FakeApiServer:
                 except ConnectionResetError:  # whoever watched has gone
                     return web.Response()
             self.requests[request.method, plural] += 1
-            return web.json_response(await self._serve(request, (plural, namespace, name, sub)))
+            answer = await self._serve(request, (plural, namespace, name, sub))
+            await asyncio.sleep(self.answer_after(request))
+            return web.json_response(answer)
         except RefusalError as refusal:
             return refusal.response()
 
@@ -270,7 +282,10 @@ class FakeApiServer:
         selector = request.query.get("labelSelector", "")
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
+        cuts = self._cuts
         while self.stalled or loop.time() < ends_at:
+            if self._cuts != cuts:
+                return reset(request)
             if self.stalled:
                 await asyncio.sleep(0.05)
                 continue
@@ -286,6 +301,13 @@ class FakeApiServer:
             if self.history and self.history[-1][0] <= since and not self.stalled:
                 await response.write(json.dumps({"type": "BOOKMARK", "object": bookmark}).encode() + b"\n")
         return response
+
+
+def reset(request: web.Request) -> web.Response:
+    """An RST, or an end without an answer, in place of one."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
 
 
 def is_selected(body: Json, namespace: str, selector: str) -> bool:

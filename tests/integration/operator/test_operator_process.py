@@ -21,7 +21,8 @@ NODES = ("master", "worker")
 class Operator:
     """One process. Its settings make everything quick."""
 
-    def __init__(self, server, folder, **settings):
+    def __init__(self, server, folder, preface="pass", **settings):
+        self.preface = preface
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -40,7 +41,7 @@ class Operator:
         }
 
     async def __aenter__(self):
-        command = [sys.executable, "-c", "from ddp_operator.main import main; main()"]
+        command = [sys.executable, "-c", f"from ddp_operator import handlers, main; {self.preface}; main.main()"]
         pipe = asyncio.subprocess.PIPE
         self.process = await asyncio.create_subprocess_exec(*command, env=self.environment, stderr=pipe, stdout=pipe)
         self.log = b""
@@ -296,5 +297,104 @@ async def test_watches_that_end_in_an_error_of_the_server_are_begun_again(server
 async def test_without_the_crd_it_says_so_and_ends_with_three(server, tmp_path):
     server.hidden.add("trainingruns")
     async with Operator(server, tmp_path, start_seconds=1) as operator:
-        assert await operator.ended() == 3
+        assert await operator.ended() == 3  # and does not wait as it does for a server that is away
         assert b"does not know trainingruns.ddp-operator.io: apply the chart's crds/ folder" in operator.log
+
+
+async def test_no_outage_however_it_looks_ends_the_process_and_each_is_over_when_it_is_over(server, tmp_path):
+    away = ((0, "reset"), (503, "etcd is away"), (429, "too many requests"))
+    faults = {status: RefusalError(status, text, {"Retry-After": "1"}) for status, text in away}
+    cluster = Cluster(server, 0)
+    cluster.start()
+    server.fault = lambda _: faults[0]
+    # all bounds of a start, and of a watcher's silence, pass while the server is away
+    quick = "main.SERVER_AWAY_SECONDS = 0.7; handlers.LIFE_SECONDS = 0.5"
+    async with Operator(server, tmp_path, preface=quick, start_seconds=0.5, watcher_stale_seconds=2) as operator:
+        await until(lambda: b"check that it runs and can be reached from here" in operator.log, "its word that it waits")
+        for fault in faults.values():
+            server.fault = lambda _, fault=fault: fault
+            await asyncio.sleep(1.5)  # the outage's length, three times the bound
+            assert (await operator.asked("/healthz"))[0] == 200
+            assert (await operator.asked("/readyz"))[0] == 503
+        server.fault = lambda _: None
+        await until(lambda: cluster.phase() == "Pending", "the first status after an outage at the start")
+        assert (await operator.asked("/readyz"))[0] == 200
+
+        for is_up, fault in zip((True, False, True), faults.values(), strict=True):
+            server.fault = lambda _, fault=fault: fault
+            await server.cut()
+            cluster.make_pods() if is_up else server.remove("pods", "demo-worker-0")
+            await asyncio.sleep(5)  # the outage's length: longer than a watcher may be silent
+            assert (await operator.asked("/healthz"))[0] == 200
+            assert "has not answered" in (await operator.asked("/readyz"))[1]
+            server.fault = lambda _: None
+            want = ("Starting", "Running") if is_up else ("Restarting", "Pending", "Starting")
+            await until(lambda want=want: cluster.phase() in want, f"{want} after {fault.status}")
+            assert operator.process.returncode is None
+
+
+async def test_watches_that_are_too_old_are_begun_anew_by_kopf_and_by_us(server, tmp_path):
+    cluster = Cluster(server, 0)
+    cluster.start()
+    async with Operator(server, tmp_path, sweep_seconds=3600) as operator:
+        await until(lambda: cluster.phase() == "Pending", "the first status")
+        await until(lambda: server.requests["WATCH", "pods"] and server.requests["WATCH", "trainingruns"], "both watches")
+        for way in ("in the stream", "as the answer"):
+            watches = server.requests["WATCH", "pods"], server.requests["WATCH", "trainingruns"]
+            server.forget()
+            if way == "in the stream":
+                server.say_error("pods", 410)
+                server.say_error("trainingruns", 410)
+            else:
+                await server.cut()
+            await until(lambda was=watches[0]: server.requests["WATCH", "pods"] > was, f"another watch of ours, 410 {way}")
+            await until(lambda was=watches[1]: server.requests["WATCH", "trainingruns"] > was, f"another watch of kopf's, 410 {way}")
+            run = server.get("trainingruns", "demo")
+            made = server.put("trainingruns", {**run, "spec": {**run["spec"], "checkpoint": {"path": f"/{way}"}}})
+            generation = made["metadata"]["generation"]
+            await until(
+                lambda wanted=generation: cluster.status()["observedGeneration"] == wanted, f"a change that kopf's watch told, 410 {way}"
+            )
+        cluster.make_pods()
+        await until(lambda: cluster.phase() in ("Starting", "Running"), "pods that our watch told")
+        assert operator.process.returncode is None
+
+
+async def test_another_writer_of_the_status_wins_no_more_than_a_round(server, tmp_path):
+    cluster, lost = Cluster(server, 0), []
+    cluster.start()
+
+    def rival(request):
+        if request.method == "PUT" and request.path.endswith("/status") and len(lost) < 5:
+            lost.append(request.path)
+            run = server.get("trainingruns", "demo")
+            server.put("trainingruns", {**run, "status": {"phase": "Succeeded", "message": "so says a rival"}})
+
+    server.fault = rival
+    async with Operator(server, tmp_path) as operator:
+        await until(lambda: len(lost) == 5 and cluster.phase() == "Pending", "our word in the end")
+        assert "so says" not in cluster.status()["message"]
+        await until(lambda: _wrote_after_conflict(operator), "conflicts that were counted")
+
+
+async def _wrote_after_conflict(operator):
+    return "ddp_operator_status_conflicts_total 0.0" not in (await operator.asked("/metrics"))[1]
+
+
+async def test_a_process_that_is_told_to_end_between_intent_and_act_carries_it_out_first(server, trainer, tmp_path):
+    cluster = Cluster(server, trainer[0])
+    cluster.start(hungAfter="1s")
+    async with Operator(server, tmp_path) as operator:
+        cluster.make_pods()
+        await until(lambda: cluster.phase() == "Running", "Running")
+
+        def end_between_intent_and_act(_method, plural, _name):
+            if plural == "trainingruns" and cluster.status().get("intent") and not cluster.suspensions:
+                server.answer_after = lambda request: 0.25 if request.path.endswith("/status") else 0.0
+                operator.process.send_signal(signal.SIGTERM)
+
+        cluster.hook = end_between_intent_and_act
+        trainer[1]["on"] = False
+        assert await operator.ended() == 0
+        assert cluster.suspensions == [True]
+        assert server.get("leases", "ddp-operator")["spec"]["holderIdentity"] == ""

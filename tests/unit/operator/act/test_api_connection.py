@@ -44,7 +44,7 @@ async def test_calls_are_counted_by_verb_and_answer(server, api):
 
 
 async def test_a_refusal_carries_the_servers_words_and_its_retry_after(server, api):
-    for header, seconds in (({"Retry-After": "7"}, 7.0), ({}, None), ({"Retry-After": "soon"}, None), ({"Retry-After": "1e9"}, 60.0)):
+    for header, seconds in (({"Retry-After": "7"}, 7.0), ({}, None), ({"Retry-After": "soon"}, None), ({"Retry-After": "1e9"}, 30.0)):
         server.fault = lambda _, header=header: RefusalError(429, "too many\x1b[31m requests\n" + "x" * 1000, header)
         with pytest.raises(ApiError) as caught:
             await api.request("GET", PODS)

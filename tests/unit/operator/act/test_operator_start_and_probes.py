@@ -63,24 +63,26 @@ def test_a_log_line_is_one_json_object_whatever_is_in_the_message():
 # --- the liveness probe
 
 HEALTH = {
-    # what: (watcher silent, server unheard of for, server back since, leader, lag) -> complains
+    # what: (watcher silent, server unheard of for, server back or busy since, leader, lag) -> complains
     "all is well": (False, 1, 999, True, 0.1, False),
     "a watcher is dead while the server answers": (True, 1, 999, True, 0.1, True),
     "a watcher is silent since the server is away": (True, 60, 999, False, 0.1, False),
     "a watcher is silent just after the server came back": (True, 1, 20, True, 0.1, False),
     "a watcher is silent long after the server came back": (True, 1, 60, True, 0.1, True),
-    "nothing gets through for minutes": (False, 130, 999, False, 0.1, True),
+    "the server is away for hours": (True, 9999, 99999, False, 0.1, False),
     "a leader shows changes a minute late": (False, 1, 999, True, 61, True),
     "a standby shows nothing": (False, 1, 999, False, 61, False),
 }
 
 
+@pytest.mark.parametrize("way", ["back", "busy"])
 @pytest.mark.parametrize("case", HEALTH)
-def test_the_liveness_probe_fails_only_for_what_a_restart_would_mend(case, monkeypatch):
+def test_the_liveness_probe_fails_only_for_what_a_restart_would_mend(case, way, monkeypatch):
     is_silent, unheard, back, leads, lag, complains = HEALTH[case]
     monkeypatch.setattr(main.time, "monotonic", lambda: 1000.0)
     process = main.Process(Settings())
-    process._api = SimpleNamespace(answered_at=1000.0 - unheard, back_at=1000.0 - back, host="https://api")
+    times = {"back_at": 1000.0 - back, "busy_at": 0.0} if way == "back" else {"back_at": 0.0, "busy_at": 1000.0 - back}
+    process._api = SimpleNamespace(answered_at=1000.0 - unheard, host="https://api", **times)
     process._life = SimpleNamespace(silent=lambda: ["pods has given no sign of life"] if is_silent else [])
     process._lease = SimpleNamespace(is_leader=lambda: leads)
     process._reconciler = SimpleNamespace(lag_seconds=lag)
@@ -90,11 +92,15 @@ def test_the_liveness_probe_fails_only_for_what_a_restart_would_mend(case, monke
 def test_it_is_ready_when_everything_was_listed_once():
     process, seen = main.Process(Settings()), {"complete": False}
     process._world = SimpleNamespace(is_complete=lambda: seen["complete"])
+    process._api = SimpleNamespace(answered_at=main.time.monotonic(), host="https://api")
     assert process.ready() == ["The API server and the TrainingRun CRD are awaited."]
     process._is_started = True
     assert "first lists" in process.ready()[0]
     seen["complete"] = True
     assert process.ready() == []
+    process._api.answered_at -= 3600
+    (sentence,) = process.ready()
+    assert sentence.startswith("The API server https://api has not answered for 3600 s")
 
 
 async def test_a_start_waits_for_the_server_and_then_explains_what_is_wrong(server, api, monkeypatch):
@@ -104,7 +110,7 @@ async def test_a_start_waits_for_the_server_and_then_explains_what_is_wrong(serv
         (401, "does not accept our credentials"),
         (403, "may not be listed in namespace default: check the operator's Role"),
         (404, "apply the chart's crds/ folder"),
-        (503, "check that it runs"),
+        (410, "check that it runs"),
     ):
         server.fault = lambda _, status=status: RefusalError(status, "no")
         with pytest.raises(ClusterError, match=sentence):
@@ -112,6 +118,51 @@ async def test_a_start_waits_for_the_server_and_then_explains_what_is_wrong(serv
     refusals = iter([RefusalError(503, "soon"), RefusalError(404, "soon")])
     server.fault = lambda _: next(refusals, None)
     await main.wait_for_cluster(api, settings.model_copy(update={"start_seconds": 60.0}))
+
+
+async def test_a_start_waits_for_a_server_that_is_away_or_busy_without_an_end(server, api, monkeypatch, caplog):
+    """To end would only add the pauses of a CrashLoopBackOff to the outage."""
+    monkeypatch.setattr(main, "START_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(main, "LONGEST_START_PAUSE_SECONDS", 0.02)
+    # a refusal in between begins its own time anew: an API server that starts may say 403 or 404 for a moment
+    answers = iter([RefusalError(status, "x", {"Retry-After": "3600"}) for status in (*[0, 503, 429, 500] * 10, 403, *[503] * 10, 404)])
+    server.fault = lambda _: next(answers, None)
+    await main.wait_for_cluster(api, Settings(namespaces=("default",), start_seconds=0.05))
+    assert next(answers, None) is None
+
+
+async def test_the_same_trouble_of_a_start_is_logged_each_half_minute_and_not_each_time(server, api, monkeypatch, caplog):
+    now = [1000.0]
+    monkeypatch.setattr(main, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    async def sleep(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(main, "asyncio", SimpleNamespace(sleep=sleep))
+    server.fault = lambda _: RefusalError(503, "no") if now[0] < 1000 + 3600 else None
+    await main.wait_for_cluster(api, Settings(namespaces=("default",)))
+    assert 100 <= len([text for text in caplog.messages if text.startswith("Waiting: ")]) <= 121
+
+
+async def test_a_process_that_ends_lets_rounds_under_way_act_and_begins_no_other():
+    process, acted, begun = main.Process(Settings()), [], asyncio.Event()
+    process._lease = SimpleNamespace(is_leader=lambda: True)
+
+    async def a_round(name, wait):
+        begun.set()
+        await asyncio.sleep(wait)
+        acted.append((name, process._may_act()))
+
+    under_way = [asyncio.create_task(a_round(name, 0.05), name=name) for name in ("reconcile ns/a", "adopt ns/b")]
+    loop = asyncio.create_task(a_round("loop", 0.01), name="reconcile")
+    await begun.wait()
+    assert process._may_act()
+    await process._finish_rounds()
+    assert all(task.done() for task in (*under_way, loop))
+    assert sorted(acted) == [("adopt ns/b", True), ("loop", False), ("reconcile ns/a", True)]
+    late = asyncio.create_task(a_round("late", 0), name="reconcile ns/c")
+    await late
+    assert acted[-1] == ("late", False)
 
 
 # --- kopf

@@ -2,11 +2,14 @@
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from fake_api_server import RefusalError
 
-from ddp_operator.api.words import Cause, EventReason, Phase
+from ddp_operator.act.old_crd import RETRY_SECONDS
+from ddp_operator.api.trainingrun import Intent
+from ddp_operator.api.words import Act, Cause, EventReason, Phase
 from ddp_operator.decide.decision import Decision, DeletePod, Event, SuspendJob
 from ddp_operator.observe.world import World
 from ddp_operator.reconcile import ADOPT_AFTER_SECONDS, WORKERS, Reconciler
@@ -72,7 +75,7 @@ def bench(server, api):
 
 def acting(bench, *, uid=None):
     job = bench.server.get("pytorchjobs", "demo")["metadata"]
-    suspend = SuspendJob("demo", uid or job["uid"], job["generation"], job["resourceVersion"], "it hangs")
+    suspend = SuspendJob("demo", uid or job["uid"], job["generation"], "it hangs")
 
     def decide(facts, *_):
         is_suspended = bench.world.facts_of("default", "demo").job.suspend
@@ -291,3 +294,137 @@ async def test_a_name_that_is_taken_is_said_once_and_looked_at_again(bench, capl
     bench.server.remove("trainingruns", "wanted")
     await bench.turn(60)
     assert bench.server.get("trainingruns", "wanted")["spec"]["jobRef"]["name"] == "other"
+
+
+# --- a CRD that is older than the operator
+
+
+def forget(server, *keys):
+    """The server's CRD does not know these fields of a status."""
+    put = server.put
+
+    def pruning(plural, body):
+        if plural == "trainingruns" and body.get("status"):
+            body = {**body, "status": {key: value for key, value in body["status"].items() if key not in keys}}
+        return put(plural, body)
+
+    server.put = pruning
+    return lambda: setattr(server, "put", put)
+
+
+def restarting(bench):
+    job = bench.server.get("pytorchjobs", "demo")["metadata"]
+    suspend = SuspendJob("demo", job["uid"], job["generation"], "it hangs")
+
+    def decide(facts, now, *_):
+        if facts.status.intent is not None:
+            return Decision(facts.status, actions=(suspend,))
+        intent = Intent(
+            action=Act.GANG_RESTART,
+            cause=Cause.HANG,
+            started_at=datetime.fromtimestamp(int(now), UTC),
+            job_uid=job["uid"],
+            from_generation=job["generation"],
+        )
+        return Decision(facts.status.model_copy(update={"phase": Phase.RESTARTING, "intent": intent}), actions=(suspend,))
+
+    return decide
+
+
+async def test_a_status_that_the_server_prunes_is_not_written_at_each_look_and_said_once_an_hour(bench, caplog):
+    bench.run("a"), bench.run("b"), bench.list_all()
+    forget(bench.server, "message")
+    bench.decide(lambda facts, *_: Decision(facts.status.model_copy(update={"phase": Phase.RUNNING, "message": "m"})))
+    for _ in range(9):
+        await bench.turn(31)
+    assert bench.done() == [("PUT", "trainingruns")] * 2
+    assert bench.loop.counts.pruned == 2
+    assert caplog.text.count("kubectl apply --server-side -f helm/crds") == 1
+    assert "message" in caplog.text
+    for _ in range(120):
+        await bench.turn(31)
+    assert caplog.text.count("kubectl apply --server-side -f helm/crds") == 2
+    assert len(bench.done()) <= 2 * (2 + 130 * 31 / RETRY_SECONDS)
+
+
+@pytest.mark.parametrize("field", ["intent", "stoppedByUs"])
+async def test_nothing_is_done_for_a_run_whose_intent_the_server_does_not_keep_until_it_does(bench, field):
+    bench.job(), bench.run(), bench.list_all()
+    upgrade = forget(bench.server, field)
+    decided = restarting(bench)
+    if field == "stoppedByUs":
+        bench.decide(
+            lambda facts, *rest: replace(d := decided(facts, *rest), status=d.status.model_copy(update={"stopped_by_us": Cause.HANG}))
+        )
+    else:
+        bench.decide(decided)
+    for _ in range(5):
+        await bench.turn(31)
+    assert bench.done() == [("PUT", "trainingruns")]
+    upgrade()
+    await bench.turn(RETRY_SECONDS)
+    await bench.turn(31)
+    assert bench.done()[1:3] == [("PUT", "trainingruns"), ("PATCH", "pytorchjobs")]
+
+
+async def test_a_status_that_the_server_keeps_whole_is_not_said_to_be_pruned(bench, caplog):
+    bench.job(), bench.run(), bench.list_all()
+    bench.decide(restarting(bench))
+    await bench.turn()
+    assert bench.loop.counts.pruned == 0
+    assert "helm/crds" not in caplog.text
+    assert ("PATCH", "pytorchjobs") in bench.done()
+
+
+async def test_a_word_that_the_crd_does_not_know_is_said_with_what_to_do(bench, caplog):
+    bench.run("a"), bench.run("b"), bench.list_all()
+    bench.server.fault = lambda request: RefusalError(422, "Unsupported value") if request.method == "PUT" else None
+    for _ in range(4):
+        await bench.turn(31)
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 1
+    assert "Unsupported value" in errors[0]
+    assert "kubectl apply --server-side -f helm/crds" in errors[0]
+    assert "helm/crds" in bench.loop.troubled["default", "b"]
+
+
+# --- several runs of one job
+
+
+async def test_of_two_runs_of_one_job_one_acts_and_the_other_tells_the_phase(bench, caplog):
+    bench.job(), bench.run()
+    bench.server.put(
+        "trainingruns",
+        {"metadata": {"name": "zz", "namespace": "default"}, "spec": {"jobRef": {"name": "demo"}, "policy": {"onHung": "Restart"}}},
+    )
+    bench.list_all()
+    policies = {}
+    decided = acting(bench)
+
+    def decide(facts, *rest):
+        policies[facts.name] = facts.spec.policy.on_hung
+        return decided(facts, *rest)
+
+    bench.decide(decide)
+    for _ in range(3):
+        bench.server.put("pytorchjobs", {**bench.server.get("pytorchjobs", "demo"), "spec": {"runPolicy": {}}})
+        await bench.turn(31)
+    assert (bench.phase("demo"), bench.phase("zz")) == ("Hung", "Hung")
+    assert policies == {"demo": "Restart", "zz": "Report"}
+    assert bench.loop.counts.actions["SuspendJob"] == 1
+    assert caplog.text.count("zz only reports") == 1
+    assert "demo only reports" not in caplog.text
+
+
+async def test_the_other_run_acts_once_the_first_is_gone(bench):
+    bench.job(), bench.run()
+    bench.server.put("trainingruns", {"metadata": {"name": "zz", "namespace": "default"}, "spec": {"jobRef": {"name": "demo"}}})
+    bench.list_all()
+    bench.decide(lambda facts, *_: replace(running(facts), actions=(DeletePod(facts.name, "u", 0, "test"),)))
+    deleted = []
+    bench.server.fault = lambda request: deleted.append(request.path.rsplit("/", 1)[1]) if request.method == "DELETE" else None
+    await bench.turn()
+    assert deleted == ["demo"]
+    bench.world.drop_run("default", "demo")
+    await bench.turn(1)
+    assert deleted == ["demo", "zz"]

@@ -33,7 +33,7 @@ def make_job(server, spec=None, **meta):
 
 def suspend(job, kind=SuspendJob):
     meta = job["metadata"]
-    return kind(job="demo", uid=meta["uid"], generation=meta["generation"], resource_version=meta["resourceVersion"], why="a test")
+    return kind(job="demo", uid=meta["uid"], generation=meta["generation"], why="a test")
 
 
 async def test_a_status_is_written_once_and_nothing_but_the_status(server, api):

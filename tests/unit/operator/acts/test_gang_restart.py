@@ -1,5 +1,7 @@
 """A hang, or a gang that is half dead, is restarted in steps that a successor finishes and nobody else's wish is lost to."""
 
+from itertools import pairwise
+
 import pytest
 from simulated_job import SimulatedJob
 
@@ -99,16 +101,58 @@ def test_an_edit_while_it_is_paused_by_us_does_not_leave_it_paused():
     assert job.status.phase == "Running"
 
 
-def test_an_edit_after_the_intent_drops_it_and_touches_nothing():
+def test_an_edit_after_the_intent_drops_it_and_the_same_hang_is_restarted_and_counted_once():
     job = hung()
     job.pass_time(HUNG_SECONDS - 5)
     job.only_write_until("intent")
     job.user_changes(clean_pod_policy="All")
-    job.pass_time(5)
+    job.look_and_act()
     assert job.status.intent is None
     assert job.done(SuspendJob) == []
-    job.pass_time(HUNG_SECONDS + RECOVERY_SECONDS)
+    assert job.ledger() == [("Hang", "None", False)]
+    job.pass_time(RECOVERY_SECONDS)
     assert job.status.phase == "Running"
+    assert len(job.done(SuspendJob)) == 1
+    assert job.ledger() == [("Hang", "GangRestart", True)]
+    assert (job.status.restarts.failures, job.status.restarts.by_operator) == (1, 1)
+
+
+def test_a_restart_during_which_somebody_edits_the_job_is_not_called_given_up():
+    job = hung()
+    job.pass_time_until_paused()
+    job.user_changes(clean_pod_policy="All")
+    job.pass_time(RECOVERY_SECONDS)
+    assert job.status.restarts.by_operator == 1
+    assert not [event for _, event in job.events if "given up" in event.message]
+
+
+@pytest.mark.parametrize("on_node_lost", ["FreePods", "Report"])
+def test_a_pod_that_cannot_go_holds_the_restart_up_for_minutes_only_and_is_named(on_node_lost):
+    """A finalizer, or a deletion that the API server refuses."""
+    job = hung(policy={"on_node_lost": on_node_lost})
+    job.training_operator_is_there = False
+    asked = []
+    job.pass_time_until_paused()
+    paused_at = job.now
+    apply = job._apply
+
+    def refuse(action):
+        if not isinstance(action, DeletePod):
+            apply(action)
+        elif action.pod == "demo-worker-1":
+            asked.append(job.now)
+        else:
+            apply(action)
+
+    job._apply = refuse
+    while job.job.suspend:
+        assert job.now < paused_at + 20 + 30 + 300 + 10
+        job.pass_time(1)
+    assert job.now > paused_at + 20 + 30 + 300
+    assert "worker-1" in job.pods
+    assert len([event for _, event in job.events if "demo-worker-1" in event.message and "did not go" in event.message]) == 1
+    assert 4 <= len(asked) <= 6
+    assert min(after - before for before, after in pairwise(asked)) >= 60
 
 
 def test_reporting_only_leaves_a_hung_job_alone():

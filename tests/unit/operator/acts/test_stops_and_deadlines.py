@@ -80,7 +80,7 @@ def test_one_less_stops_nothing(story, policy, has_room, cause):
 @pytest.mark.parametrize(("story", "policy", "has_room", "cause"), STOPS, ids=IDS)
 def test_a_resume_by_the_user_begins_a_new_life(story, policy, has_room, cause):
     job = played(story, policy, has_room)
-    job.pass_time(20)
+    job.pass_time(40)
     job.has_room = True
     job.user_changes(suspend=False)
     job.pass_time(20)
@@ -115,13 +115,85 @@ def test_a_stop_that_was_only_written_is_carried_out_by_a_successor(seconds_away
     assert len(job.status.ledger) == 1
 
 
-def test_a_change_by_the_user_before_the_stop_arrives_begins_a_new_life():
+@pytest.mark.parametrize("seconds_away", [0, 60])
+def test_a_change_before_the_stop_arrives_does_not_undo_it(seconds_away):
     job = SimulatedJob(policy={"active_deadline": "60s"})
     job.only_write_until("stopped_by_us")
-    job.user_changes(clean_pod_policy="All")
+    job.user_changes(replicas={"Master": 1, "Worker": 1})  # an autoscaler
+    job.pass_time(seconds_away, operator=False)
     job.pass_time(5)
-    assert not job.job.suspend
+    assert job.job.suspend
+    assert [row[1] for row in job.ledger()] == ["Stop"]
+    assert job.status.stopped_by_us == job.status.reason == "DeadlineExceeded"
+    assert job.status.stopped_generation == job.job.generation
+    job.pass_time(40)
+    job.user_changes(suspend=False)
+    job.pass_time(5)
     assert job.status.stopped_by_us is None
+
+
+def test_two_changes_before_the_stop_arrives_do_not_undo_it_where_the_field_is_ours():
+    job = SimulatedJob(policy={"active_deadline": "60s"})
+    job.job = replace(job.job, suspend_manager="ddp-operator")  # from a restart before
+    job.only_write_until("stopped_by_us")
+    for workers in (1, 2):
+        job.user_changes(replicas={"Master": 1, "Worker": workers})
+    job.pass_time(5)
+    assert job.job.suspend
+
+
+def fought(job, seconds):
+    """Something holds the job to `suspend: false`."""
+    for _ in range(seconds):
+        job.pass_time(1)
+        if job.job.suspend:
+            job.pass_time(3)
+            job.user_changes(suspend=False)
+
+
+def crashes_while_fought(job):
+    fought(job, 20)
+    for _ in range(3):
+        job.crash("worker-0", 160)
+        fought(job, 30)
+
+
+def test_a_controller_that_resumes_at_once_gets_no_fresh_budgets_and_is_not_fought_for_ever():
+    job = SimulatedJob(policy={"max_restarts": 2})
+    crashes_while_fought(job)
+    fought(job, 100)
+    assert len(job.done(SuspendJob)) == 2
+    assert (job.status.restarts.failures, job.status.overdue, job.status.stopped_by_us) == (3, "RestartBudgetUsedUp", None)
+    assert job.status.phase == "Running"
+    told = [event.message for _, event in job.events if event.reason.value == "Stopped"]
+    assert len(told) == 3
+    assert "at once" in told[-1]
+    job.crash("worker-0", 160)
+    fought(job, 60)
+    assert len(job.done(SuspendJob)) == 2
+
+
+def test_a_controller_that_resumes_at_once_does_not_move_the_pending_deadline():
+    job = SimulatedJob(policy={"pending_deadline": "90s"})
+    job.has_room = False
+    fought(job, 120)
+    assert len(job.done(SuspendJob)) == 2
+    assert job.status.overdue == "PendingDeadlineExceeded"
+
+
+def test_a_resume_in_good_time_after_a_hasty_one_is_a_new_life():
+    job = SimulatedJob(policy={"active_deadline": "60s"})
+    for _ in range(100):
+        job.pass_time(1)
+        if job.job.suspend:
+            break
+    job.user_changes(suspend=False)
+    job.pass_time(5)
+    assert job.job.suspend
+    job.pass_time(60)
+    job.user_changes(suspend=False)
+    job.pass_time(30)
+    assert (job.status.overdue, job.status.stopped_by_us, job.status.phase) == (None, None, "Running")
 
 
 def test_a_pause_stops_the_clock_of_the_active_deadline():

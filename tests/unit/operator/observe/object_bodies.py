@@ -44,6 +44,7 @@ def pod_body(name="demo-worker-0", namespace="team", job="demo", uid=None, versi
             "conditions": [
                 {"type": "Initialized", "status": "True", "lastTransitionTime": "2026-01-02T03:04:06Z"},
                 {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-02T03:04:10Z"},
+                {"type": "ContainersReady", "status": "True", "lastTransitionTime": "2026-01-02T03:04:10Z"},
                 {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-02T03:04:05Z"},
             ],
             "containerStatuses": [

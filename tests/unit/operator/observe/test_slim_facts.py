@@ -1,5 +1,5 @@
 import pytest
-from object_bodies import GIB, claim_body, job_body, pod_body, run_body
+from object_bodies import GIB, JOB_UID, claim_body, job_body, pod_body, run_body
 
 from ddp_operator.api.words import Phase
 from ddp_operator.decide.facts import PodFacts, Termination
@@ -33,6 +33,7 @@ def test_pod_of_a_job_is_read_whole():
         container_is_ready=True,
         restart_count=1,
         ended_before=Termination(137, reason="OOMKilled", message='{"cause":"oom"}', finished_at=BORN + 3),
+        owner_uid=JOB_UID,
         progress_port=9400,
         holds_gpus=2,
     )

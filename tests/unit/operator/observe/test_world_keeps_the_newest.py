@@ -316,3 +316,20 @@ def test_a_claim_made_for_a_run_is_orphaned_when_neither_run_nor_job_uses_it():
     assert [(namespace, claim.name) for namespace, claim in world.orphaned_claims()] == [("team", "demo-checkpoints")]
     world.put_job(job_body())
     assert world.orphaned_claims() == []
+
+
+def test_a_run_knows_when_others_were_asked_and_answered_and_not_itself():
+    keys = [("team", name) for name in ("a", "b", "c")]
+    world = world_with(*(("run", run_body(name, job=name)) for _, name in keys))
+
+    def others(name):
+        facts = world.facts_of("team", name)
+        return facts.others_asked_at, facts.others_answered_at
+
+    assert others("a") == (0.0, 0.0)
+    world.put_progress("team", "a", ProgressLook(asked_at=5.0, answered_at=5.0))
+    assert (others("a"), others("b")) == ((0.0, 0.0), (5.0, 5.0))
+    world.put_progress("team", "b", ProgressLook(asked_at=9.0, answered_at=3.0))
+    assert (others("a"), others("b"), others("c")) == ((9.0, 3.0), (5.0, 5.0), (9.0, 5.0))
+    world.put_progress("team", "a", ProgressLook(asked_at=10.0, answered_at=10.0))
+    assert (others("a"), others("b"), others("c")) == ((9.0, 3.0), (10.0, 10.0), (10.0, 10.0))

@@ -6,7 +6,9 @@ from datetime import UTC, datetime
 from ddp_operator.api.trainingrun import TrainingRunSpec, TrainingRunStatus
 from ddp_operator.api.words import Phase
 from ddp_operator.decide.facts import PodFacts, ProgressFacts, ProgressLook, RunFacts, Termination
+from ddp_operator.web.board import Glance, runs_page
 from ddp_operator.web.history import History
+from ddp_operator.web.server import Sources
 
 NOW = 1_790_000_000.0
 HOSTILE = "</td></script><script>alert(1)</script><img src=//evil.example/x onerror=alert(1)>\"'`{{7*7}}${7*7}"
@@ -52,8 +54,8 @@ def progress(step, total=9000, **more):
     return made | {"accuracy": "71.3%", "samples_per_second": "5,214", "eta": "31m12s", "world_size": 4, "updated_at": at(4)} | more
 
 
-def document(step, loss=1.0):
-    return ProgressFacts(run="resnet", attempt=1, phase="training", updated_at=NOW, step=step, total_steps=9000, loss=loss)
+def document(step, loss=1.0, **more):
+    return ProgressFacts(run="resnet", attempt=1, phase="training", updated_at=NOW, step=step, total_steps=9000, loss=loss, **more)
 
 
 def pod(replica, **more):
@@ -145,6 +147,23 @@ def remembered(runs):
     history, training = History(), [one for one in runs if one.status.progress]
     for step in range(0, 6900, 30):
         loss = 0.8 + 1.5 * math.exp(-step / 1500) + 0.05 * math.sin(step)
-        saved = {"step": step, "saved_at": at(3860 - step // 600 * 330), "bytes": 1, "verified": True}
-        history.note([run(one.name, namespace=one.namespace, document=document(step, loss), checkpoint=saved) for one in training])
+        seen = document(step, loss, checkpoint_saved_at=NOW - 3860 + step // 600 * 330)
+        history.note([(one.namespace, one.name, seen) for one in training])
     return history
+
+
+def found_in(runs):
+    return lambda namespace, name: next((one for one in runs if (one.namespace, one.name) == (namespace, name)), None)
+
+
+def overview_of(runs, history, *more):
+    return runs_page([Glance.of(one) for one in runs], found_in(runs), history, *more)
+
+
+def sources_of(runs, **more):
+    """The pages' sources over a function that gives runs."""
+
+    def find(namespace, name):
+        return found_in(runs())(namespace, name)
+
+    return Sources(**{"runs": runs, "run": find, "clock": lambda: NOW, **more})

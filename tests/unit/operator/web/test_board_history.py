@@ -1,6 +1,6 @@
 from itertools import pairwise
 
-from board_runs import at, document, run
+from board_runs import NOW, document
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,18 +44,19 @@ def test_a_curve_is_bounded_and_its_steps_rise(points):
 
 
 def test_runs_that_are_gone_are_forgotten():
-    history, kept, gone = History(), run("kept", document=document(1)), run("gone", document=document(1))
+    history, kept, gone = History(), ("ns", "kept", document(1)), ("ns", "gone", document(1))
     history.note([kept, gone])
-    history.note([kept])
-    assert history.losses(kept.uid) == [(1, 1.0)]
-    assert history.losses(gone.uid) == []
+    history.note([("ns", "kept", None)])
+    assert history.losses("ns", "kept") == [(1, 1.0)]
+    assert history.losses("ns", "gone") == []
 
 
 def test_each_checkpoint_is_noted_once_and_the_oldest_go():
     history = History()
     for seconds in range(100, 0, -1):
         for _ in range(2):
-            history.note([run(checkpoint={"step": 1, "saved_at": at(seconds), "bytes": 1, "verified": True})])
-    times = history.checkpoints(run().uid)
+            history.note([("ns", "demo", document(1, checkpoint_saved_at=NOW - seconds))])
+    history.note([("ns", "demo", document(1, checkpoint_saved_at=odd)) for odd in (0.0, float("nan"), float("inf"))])
+    times = history.checkpoints("ns", "demo")
     assert len(times) == CHECKPOINTS
-    assert times[-1] == at(1).timestamp()
+    assert times[-1] == NOW - 1

@@ -1,12 +1,12 @@
 import pytest
-from board_runs import HOSTILE, NOW, cast, full, hostile, progress, remembered, run
+from board_runs import HOSTILE, NOW, cast, full, hostile, overview_of, progress, remembered, run
 from facts_strategies import clocks, run_facts
 from hypothesis import given, settings
 from page_checks import Page
 
 from ddp_operator.api.words import Phase
 from ddp_operator.decide.facts import ClaimFacts
-from ddp_operator.web.board import ROWS, TONES, Filter, runs_page
+from ddp_operator.web.board import ROWS, TONES, Filter
 from ddp_operator.web.history import History
 from ddp_operator.web.pages import Pages
 from ddp_operator.web.run_board import run_page
@@ -15,7 +15,7 @@ PAGES = Pages()
 
 
 def overview(runs, wanted=None, now=NOW, history=None):
-    return PAGES.overview(runs_page(runs, history or History(), wanted or Filter(), now), "n0nce")
+    return PAGES.overview(overview_of(runs, history or History(), wanted or Filter(), now), "n0nce")
 
 
 def one(facts, now=NOW, history=None):
@@ -47,7 +47,7 @@ def test_a_hostile_message_is_shown_whole_and_no_template_in_it_is_carried_out()
 @given(run_facts(), clocks)
 def test_whatever_the_facts_say_both_pages_are_made_and_sound(facts, now):
     history = History()
-    history.note([facts])
+    history.note([(facts.namespace, facts.name, facts.progress.document)])
     assert Page(overview([facts], now=now, history=history)).complaints == []
     assert Page(one(facts, now=now, history=history)).complaints == []
 
@@ -57,20 +57,20 @@ def test_every_phase_has_a_colour():
 
 
 def test_runs_that_need_somebody_stand_above_those_that_do_not():
-    page = runs_page(list(reversed(cast())), History(), Filter(), NOW)
+    page = overview_of(list(reversed(cast())), History(), Filter(), NOW)
     assert [row.phase for row in page.rows][:3] == ["Hung", "Failed", "Restarting"]
     assert page.rows[-1].phase == "Succeeded"
 
 
 def test_the_row_shows_progress_checkpoint_and_budget():
-    row = runs_page([full()], remembered([full()]), Filter(), NOW).rows[0]
+    row = overview_of([full()], remembered([full()]), Filter(), NOW).rows[0]
     assert (row.percent, row.steps, row.loss, row.rate, row.eta) == (76, "6,900 / 9,000", "0.8412", "5,214", "31m12s")
     assert (row.checkpoint, row.checkpoint_age, row.is_verified, row.restarts, row.age) == ("6,600", "1m15s", True, "2/20", "1h6m")
     assert row.spark.count(",") > 50
 
 
 def test_a_stale_checkpoint_is_marked():
-    rows = {row.name: row for row in runs_page(cast(), History(), Filter(), NOW).rows}
+    rows = {row.name: row for row in overview_of(cast(), History(), Filter(), NOW).rows}
     assert rows["sweep-lr-03"].is_stale
     assert not rows["mnist"].is_stale
 
@@ -85,11 +85,11 @@ def test_a_stale_checkpoint_is_marked():
     ],
 )
 def test_filters_choose_by_namespace_and_phase(wanted, names):
-    assert [row.name for row in runs_page(cast(), History(), wanted, NOW).rows] == names
+    assert [row.name for row in overview_of(cast(), History(), wanted, NOW).rows] == names
 
 
 def test_counts_by_phase_ignore_the_chosen_phase_but_not_the_namespace():
-    page = runs_page(cast(), History(), Filter(namespace="team-b", phase="Saving"), NOW)
+    page = overview_of(cast(), History(), Filter(namespace="team-b", phase="Saving"), NOW)
     assert next((c.text, c.count, c.is_chosen) for c in page.phases) == ("All", 4, False)
     assert {c.text: c.count for c in page.phases}["Suspended"] == 1
 
@@ -101,9 +101,9 @@ def test_odd_page_numbers_are_the_first_page(text, page):
 
 def test_a_thousand_runs_are_paged_and_every_run_is_on_one_page():
     many = [run(f"run-{number:04}", namespace=f"team-{number % 7}", progress=progress(number)) for number in range(1000)]
-    seen = [row.name for page in range(1, 11) for row in runs_page(many, History(), Filter(page=page), NOW).rows]
+    seen = [row.name for page in range(1, 11) for row in overview_of(many, History(), Filter(page=page), NOW).rows]
     assert len(seen) == len(set(seen)) == 1000
-    last = runs_page(many, History(), Filter(page=99), NOW)
+    last = overview_of(many, History(), Filter(page=99), NOW)
     assert (last.page, last.pages, len(last.rows)) == (10, 10, ROWS)
     text = overview(many, Filter(page=2, phase="Running"))
     assert text.count("<tr>") == ROWS + 1
@@ -144,8 +144,10 @@ def test_a_nearly_full_claim_is_marked():
 
 def test_claims_that_no_run_uses_are_listed_with_the_way_to_be_rid_of_them():
     orphan = ClaimFacts(name="old-checkpoints", phase="Bound", capacity_bytes=10 << 30, run="old")
-    html = PAGES.overview(runs_page([], History(), Filter(), NOW, [("team-a", orphan)]), "n0nce")
+    html = PAGES.overview(overview_of([], History(), Filter(), NOW, [("team-a", orphan)]), "n0nce")
     assert "Claims that no run uses" in html
     assert "kubectl -n team-a delete pvc old-checkpoints" in html
     assert "10 GiB" in html
-    assert "Claims that no run uses" not in PAGES.overview(runs_page([], History(), Filter(namespace="b"), NOW, [("team-a", orphan)]), "n")
+    assert "Claims that no run uses" not in PAGES.overview(
+        overview_of([], History(), Filter(namespace="b"), NOW, [("team-a", orphan)]), "n"
+    )

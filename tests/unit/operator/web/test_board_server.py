@@ -3,10 +3,11 @@ import re
 
 import aiohttp
 import pytest
-from board_runs import HOSTILE, NOW, cast, document, run
+from board_runs import HOSTILE, cast, document, found_in, run, sources_of
 from page_checks import Page
 
-from ddp_operator.web.server import Sources, serve
+from ddp_operator.web import server
+from ddp_operator.web.server import serve
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ async def get():
 
     async def ask(path, sources=None, method="GET", **more):
         if not runners:
-            runners.append(await serve(0, sources or Sources(runs=cast, clock=lambda: NOW), "127.0.0.1"))
+            runners.append(await serve(0, sources or sources_of(cast), "127.0.0.1"))
             sessions.append(aiohttp.ClientSession())
         port = runners[0].addresses[0][1]
         async with sessions[0].request(method, f"http://127.0.0.1:{port}{path}", **more) as response:
@@ -92,14 +93,12 @@ async def test_endless_requests_are_refused(get):
 
 
 async def test_a_page_that_fails_is_a_sentence_and_the_next_one_works(get, caplog):
-    looks = iter([list, lambda: 1 / 0, cast])
+    looks = iter([lambda: 1 / 0, cast, cast, cast])
 
     def runs():
         return next(looks)()
 
-    sources = Sources(runs=runs, clock=lambda: NOW)
-    await get("/healthz", sources)  # starts the server, whose first look at the runs takes the first of these
-    status, _, text = await get("/")
+    status, _, text = await get("/", sources_of(runs, run=found_in(cast())))
     assert status == 500
     assert "the operator's log says why" in text.replace("&#39;", "'")
     assert "ZeroDivisionError" not in text
@@ -110,7 +109,7 @@ async def test_a_page_that_fails_is_a_sentence_and_the_next_one_works(get, caplo
 @pytest.mark.parametrize(("path", "key"), [("/healthz", "health"), ("/readyz", "ready")])
 async def test_probes_fail_with_the_sentences_that_say_why(get, path, key):
     complaints = []
-    sources = Sources(runs=cast, clock=lambda: NOW, **{key: lambda: complaints})
+    sources = sources_of(cast, **{key: lambda: complaints})
     assert (await get(path, sources))[::2] == (200, "ok\n")
     complaints.append("The watcher of pods is silent for 99 s.")
     assert (await get(path))[::2] == (503, "The watcher of pods is silent for 99 s.\n")
@@ -127,13 +126,13 @@ async def test_losses_are_noted_while_it_serves(get, monkeypatch):
     monkeypatch.setattr("ddp_operator.web.server.SAMPLE_SECONDS", 0.001)
     steps = iter(range(10**9))
 
-    def runs():
+    def documents():
         step = next(steps)
         if step == 3:
             raise RuntimeError("one bad look")
-        return [run(document=document(step))]
+        return [("team-a", "resnet", document(step))]
 
-    await get("/healthz", Sources(runs=runs, clock=lambda: NOW))
+    await get("/healthz", sources_of(lambda: [run()], documents=documents))
     async with asyncio.timeout(20):
         while "<polyline" not in (await get("/"))[2]:
             pass
@@ -141,7 +140,63 @@ async def test_losses_are_noted_while_it_serves(get, monkeypatch):
 
 async def test_cleanup_ends_the_sampling():
     before = asyncio.all_tasks()
-    runner = await serve(0, Sources(runs=cast), "127.0.0.1")
+    runner = await serve(0, sources_of(cast), "127.0.0.1")
     assert "web-history" in {task.get_name() for task in asyncio.all_tasks() - before}
     await runner.cleanup()
     assert "web-history" not in {task.get_name() for task in asyncio.all_tasks() - before}
+
+
+def many(count, taken, others):
+    """Runs that are made when they are taken; what ran in between is noted among them."""
+    for number in range(count):
+        taken.append(others[0])
+        yield run(f"run-{number:04}")
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics"])
+async def test_the_event_loop_goes_on_while_all_runs_are_read(get, path):
+    turns, taken = [0], []
+
+    async def others():
+        while True:
+            turns[0] += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    assert (await get(path, sources_of(lambda: many(1000, taken, turns), run=lambda *_: None)))[0] == 200
+    task.cancel()
+    longest = max(taken.count(turn) for turn in set(taken))
+    assert (len(taken), longest) == (1000, server.CHUNK_RUNS)
+
+
+async def test_neither_sampling_nor_a_page_of_one_run_reads_all_runs(get, monkeypatch):
+    monkeypatch.setattr(server, "SAMPLE_SECONDS", 0.001)
+    sampled = asyncio.Event()
+
+    def documents():
+        sampled.set()
+        return []
+
+    def runs():
+        raise AssertionError("all statuses are unpacked")
+
+    assert (await get("/runs/team-a/resnet", sources_of(runs, run=found_in(cast()), documents=documents)))[0] == 200
+    assert (await get("/runs/team-a/none"))[0] == 404
+    await asyncio.wait_for(sampled.wait(), 20)
+
+
+@pytest.mark.parametrize(("path", "bound"), [("/", "OVERVIEW_SECONDS"), ("/metrics", "METRICS_SECONDS")])
+async def test_many_who_ask_at_once_cost_one_look_and_a_later_one_sees_anew(get, monkeypatch, path, bound):
+    monkeypatch.setattr(server, bound, 3600.0)
+    looks = []
+
+    def runs():
+        looks.append(1)
+        return cast()
+
+    await get(path, sources_of(runs, run=found_in(cast())))
+    await asyncio.gather(*(get(path) for _ in range(8)))
+    assert len(looks) == 1
+    monkeypatch.setattr(server, bound, 0.0)
+    await get(path)
+    assert len(looks) == 2
