@@ -35,6 +35,6 @@ class Settings(BaseModel):
     watcher_stale_seconds: Seconds = 50.0
     """A watcher without a sign of life for so long makes the liveness probe fail."""
     start_seconds: Seconds = 120.0
-    """How long the start waits for the API server and the TrainingRun CRD; then the process ends with a sentence."""
+    """How long the start may be refused, or find no TrainingRun CRD; then it ends with a sentence. It waits for a server that is away."""
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
