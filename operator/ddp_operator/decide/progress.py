@@ -57,7 +57,7 @@ def epoch(done: float, total: float) -> str:
     if not (0 <= done < MOST and 0 <= total < MOST) or not (done or total):
         return ""
     reached = f"{math.floor(done * 10 + 1e-6) / 10:.1f}"
-    return cut(f"{reached}/{total:g}" if total else reached, REASON_CHARS)
+    return cut(f"{reached}/{round(total, 1):g}" if total else reached, REASON_CHARS)
 
 
 def significant(value: float | None, digits: int) -> str:
