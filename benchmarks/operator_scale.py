@@ -29,10 +29,10 @@ import aiohttp
 import operator_crowd as crowd
 import psutil
 import yaml
-from ddp_operator.act.api_client import connect
 from processes import BenchmarkError, end_in_order_when_told
 from table import machine, print_table
 
+from ddp_operator.act.api_client import connect
 from ddp_operator.observe.api import Api, ApiError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
