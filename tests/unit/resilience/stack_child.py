@@ -66,8 +66,16 @@ def is_in_the_kernel():
 
 
 def has_a_thread_in_the_kernel():
-    threading.Thread(target=is_in_the_kernel, daemon=True).start()
+    threading.Thread(target=is_in_the_kernel_later, daemon=True).start()
     time.sleep(3600)
+
+
+def is_in_the_kernel_later():
+    """posix_spawn keeps the interpreter's lock: a main thread that is still on its way to its sleep would never come there."""
+    main = threading.main_thread().ident
+    while sys._current_frames()[main].f_code is not has_a_thread_in_the_kernel.__code__:
+        time.sleep(0.001)
+    is_in_the_kernel()
 
 
 def goes_deep(depth=60):
