@@ -213,6 +213,8 @@ def _training(view: _View) -> Truth:
     hung = _hung(view)
     if hung:
         return hung
+    if view.facts.status.incident is not None and 0 < view.facts.progress.heard_at < _all_run_since(view):
+        return _starting(view, "all pods run; node 0 was last heard before they did")  # it still tells of the time before the loss
     phase = OF_DOCUMENT.get(document.phase, Phase.RUNNING)
     note = cut(document.note, 256)
     if phase is Phase.STARTING:

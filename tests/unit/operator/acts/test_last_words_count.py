@@ -51,3 +51,17 @@ def test_they_are_written_although_numbers_were_written_a_moment_ago():
 def test_older_steps_and_nonsense_change_nothing(words):
     status = after_a_pause(phase="Failed", ended=ended(*words))
     assert (status.progress.step, status.checkpoint.step) == (19, 10)
+
+
+def test_news_from_before_the_loss_do_not_make_a_run_run_again():
+    look = a_look(a_document(**SAID))
+    trained = decide(a_run(progress=look), NOW).status
+    lost = (*(pod for pod in the_pods() if pod.replica != "worker-1"), a_pod("worker-1", deleted_at=NOW + 30))
+    hit = decide(a_run(pods=lost, progress=look, status=trained), NOW + 1).status
+    assert hit.phase is Phase.RESTARTING
+    successor = replace(a_pod("worker-1"), uid="uid-of-its-successor", created_at=NOW + 2, started_at=NOW + 3)
+    back = (*(pod for pod in the_pods() if pod.replica != "worker-1"), successor)
+    gathered = decide(a_run(pods=back, progress=look, status=hit), NOW + 4).status
+    assert gathered.phase is Phase.RESTARTING
+    news = replace(look, heard_at=NOW + 6, asked_at=NOW + 6, answered_at=NOW + 6)
+    assert decide(a_run(pods=back, progress=news, status=gathered), NOW + 7).status.phase is Phase.RUNNING
