@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,8 @@ async def _measure_peer(api: Api) -> tuple[float, float]:
 def _peak_mib(pid: int) -> float:
     """Since its start."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
+    (peak_kib,) = re.findall(r"VmHWM:\s+(\d+)", status)
+    return int(peak_kib) / 1024
 
 
 async def _changes(api: Api, watched: Watched, runs: int) -> list[float]:
@@ -246,13 +247,9 @@ async def _prepared(api: Api) -> AsyncIterator[None]:
         yield
     finally:
         alive.cancel()
-        ends: list[Callable[[], Awaitable[Any]]] = [
-            lambda: api.request("DELETE", f"/api/v1/namespaces/{crowd.NAMESPACE}", timeout_seconds=60)
-        ]
-        ends += [lambda n=n: api.request("DELETE", f"/api/v1/nodes/scale-{n}", timeout_seconds=30) for n in range(crowd.NODES)]  # type: ignore[misc]
-        for end in ends:
+        for path in (f"/api/v1/namespaces/{crowd.NAMESPACE}", *(f"/api/v1/nodes/scale-{n}" for n in range(crowd.NODES))):
             with contextlib.suppress(ApiError):
-                await end()
+                await api.request("DELETE", path, timeout_seconds=60)
 
 
 def _print(seen: list[Seen]) -> None:

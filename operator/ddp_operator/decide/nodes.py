@@ -60,7 +60,7 @@ def stuck_at(pod: PodFacts, policy: Policy) -> float:
     bound = seconds(policy.node_lost_after)
     if pod.deleted_at > 0:
         return pod.deleted_at + bound
-    if pod.phase in {"Running", "Unknown"} and pod.unready_since > 0 and (is_node_lost(pod) or pod.reason == "NodeLost"):
+    if pod.phase in {"Running", "Unknown"} and pod.unready_since > 0 and is_node_lost(pod):
         return pod.unready_since + bound
     return float("inf")
 
