@@ -130,6 +130,7 @@ def test_a_run_that_is_killed_while_it_downloads_can_be_started_again(train, mir
     tree = run.processes()
     os.kill(run.pid, signal.SIGKILL)
     wait_until_gone(tree)
+    begun = mirror.downloads  # the other rank may have begun its own in the moment between the two deaths
     mirror.answers("whole")
     assert_trained(train())
-    assert mirror.downloads == 2
+    assert mirror.downloads == begun + 1

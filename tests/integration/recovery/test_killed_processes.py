@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 STEPS = 14
+MEMORY_EVERY_STEPS = 2
 
 
 def final_state(run):
@@ -17,7 +18,7 @@ def final_state(run):
 
 def arguments(smoke, workers=4, procs=1):
     sizes = ("--workers", workers, "--set", f"distributed.procs_per_node={procs}", "--set", f"optim.max_steps={STEPS}")
-    return (*smoke, *sizes, "--set", "checkpoint.memory_every_steps=2")
+    return (*smoke, *sizes, "--set", f"checkpoint.memory_every_steps={MEMORY_EVERY_STEPS}")
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,8 @@ def test_a_killed_rank_recovers_mid_epoch_to_the_same_bits(ddp, smoke, reference
     assert run.wait() == 0, run.output
     (resume,) = run.of_kind("resume")
     assert resume["source"] == "memory"
-    assert resume["step"] >= 6, "the state of the last few steps is in every node's memory"
-    assert resume["lost_steps"] <= 2
+    assert resume["step"] >= 7 - MEMORY_EVERY_STEPS, "the state of the last few steps is in every node's memory"
+    assert resume["lost_steps"] <= MEMORY_EVERY_STEPS
     (fault,) = run.of_kind("fault")
     assert fault["cause"] == "crash"
     assert "SIGKILL" in fault["message"]
