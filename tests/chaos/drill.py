@@ -22,6 +22,7 @@ sys.path.append(str(HERE.parent / "integration"))
 
 from runs import REPOSITORY, RUNS, Run, wait_until_gone  # noqa: E402  # found by the line above
 
+from ddp_trainer.resilience.compiler_import import postpone  # noqa: E402
 from ddp_trainer.resilience.zygote import Zygote  # noqa: E402
 
 PRELOAD = ("torch.distributed", "torch.nn.parallel", "torchvision.models", "ddp_trainer.resilience.agent", "ddp_trainer.cli")
@@ -69,6 +70,7 @@ class Drill:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        postpone()  # as `ddp local` does
         self._warm = Zygote.fork(("faulty_system", *PRELOAD))
         self._warm.wait_ready()
         self._started: list[Run] = []

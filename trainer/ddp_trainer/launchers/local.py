@@ -27,6 +27,7 @@ from ddp_trainer.errors import FINISHED, FIRST_RETRIED_CODE, ConfigError, DataEr
 from ddp_trainer.launchers.guard import claim
 from ddp_trainer.launchers.identity import LAST_PORT
 from ddp_trainer.launchers.view import View
+from ddp_trainer.resilience.compiler_import import postpone
 from ddp_trainer.resilience.entrypoint import PRELOAD, Node
 from ddp_trainer.resilience.fault import MESSAGE_BYTES
 from ddp_trainer.resilience.zygote import Death, Zygote, ZygoteError
@@ -101,6 +102,8 @@ class Local:
         # held here, a node's snapshots survive its agent: this process is the machine that the agent runs on
         self._memories = [SnapshotMemory.create() for _ in range(self.config.distributed.nodes)]
         self._last_words = [os.memfd_create("ddp-last-words") for _ in range(self.config.distributed.nodes)]
+        if self.config.precision.compile == "off":
+            postpone()
         nursery = Zygote.fork(PRELOAD)  # before the directory is claimed: agents must not keep it from the next run
         try:
             claimed = claim(self.config.run_dir)

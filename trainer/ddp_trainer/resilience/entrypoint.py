@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ddp_trainer.config import RunConfig
 from ddp_trainer.errors import FINISHED, PREEMPTED, DdpError
+from ddp_trainer.resilience.compiler_import import postpone
 from ddp_trainer.resilience.fault import one_line
 from ddp_trainer.resilience.zygote import Zygote
 from ddp_trainer.telemetry.events import EVENTS_FILE, EventLog
@@ -76,6 +77,8 @@ def run(config: dict[str, Any], node: dict[str, Any], environment: dict[str, str
         signal.signal(signum, lambda signum, _: _leave_at_once(me, signum))
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s agent {me.node} %(message)s", force=True)
     logging.getLogger("torch.distributed").setLevel(logging.WARNING)
+    if resolved.precision.compile == "off":
+        postpone()
     server = StatusServer(resolved.telemetry.host, resolved.telemetry.port)
     zygote = None
     try:
