@@ -91,6 +91,12 @@ def test_faults_before_the_first_new_step_belong_to_the_first():
     assert phases(incident) == (0, 5, 1, 1)
 
 
+def test_ranks_that_re_form_once_more_find_their_state_after_that():
+    resumed = event(10.5, "resume", step=33)
+    (incident,) = incidents([START, FORM, FIRST, FAULT, resumed, event(11, "form", attempt=2), event(14, "first_step", step=34)])
+    assert phases(incident) == (0, 1, 0, 3)
+
+
 def test_fault_after_new_steps_is_an_incident_of_its_own_though_the_line_of_the_first_step_is_torn():
     again = [event(20, "fault", cause="crash", step=39), event(21, "form"), event(22, "first_step", step=40)]
     first, second = incidents([START, FORM, FIRST, FAULT, *AGAIN[:2], *again])

@@ -130,7 +130,7 @@ class _Reader:
             self._free_since = seconds if kind in {"start", "form", "resume", "first_step"} else self._free_since
         elif kind == "form":
             self._attempt = whole(record.get("attempt")) or 0
-            self._current = replace(current, formed_seconds=seconds)
+            self._current = replace(current, formed_seconds=seconds, resumed_seconds=None)  # what was found before is to be found again
         elif kind == "resume":
             self._current = _resumed(current, record, seconds, step)
         elif kind == "stop" and is_ending(record):
