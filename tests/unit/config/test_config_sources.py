@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from ddp_trainer.config import RunConfig, load
+from ddp_trainer.config import RunConfig, keys_said, load
 from ddp_trainer.errors import ConfigError
 
 
@@ -237,8 +237,12 @@ def test_a_setting_without_key_or_value_shows_the_right_form(setting):
 
 
 def test_nothing_can_be_set_below_a_value():
-    with pytest.raises(ConfigError, match="'lr' is a value, not a section"):
+    with pytest.raises(ConfigError, match=r"--set optim\.lr\.peak: 'lr' is a value, not a section"):
         load(None, ["optim.lr=0.1", "optim.lr.peak=0.2"])
+
+
+def test_what_the_user_gave_a_value_for_is_known_by_key():
+    assert keys_said(["optim.lr=0.1"], {"DDP__RUN__NAME": "mine", "HOME": "/home/me"}) == {"optim.lr", "run.name"}
 
 
 @pytest.mark.parametrize(

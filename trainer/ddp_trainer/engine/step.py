@@ -1,0 +1,107 @@
+"""One optimizer step: this rank's micro-batches of the global batch, forward and backward, and the update.
+
+The last backward all-reduces the gradients, and carries what ranks tell each other. The result is a function of the configuration alone:
+whatever the world size, the same samples meet the same parameters in the same micro-batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddp_trainer.data.order import global_batch, micro_batch, micro_batches_of
+from ddp_trainer.engine.average import follow
+from ddp_trainer.engine.divergence import diverged, finite_gradients
+from ddp_trainer.engine.training import Training
+from ddp_trainer.piggyback import Words
+
+_SEED_STRIDE = 1_000_003
+"""Separates the seeds of neighbouring steps; any number larger than the micro-batches of a step does."""
+
+
+def one_step(run: Training, lr: float, wish: Words | None = None) -> Words:
+    """Forward and backward of this rank's micro-batches, gradients averaged in the last backward, one optimizer step.
+
+    Returns:
+        What all ranks wish; `wish` is this one's.
+    """
+    wish = replace(wish or Words(), own_seconds=(run.own_seconds,))
+    started = time.perf_counter()
+    seed, batch = run.config.run.seed, run.config.data.global_batch
+    indices, epochs = global_batch(seed, len(run.train_set), batch, run.step)
+    mine = micro_batches_of(run.group.rank, run.group.world_size, run.micro_batches)
+    share = run.group.world_size / run.micro_batches
+    finite = True
+    run.ranks_model.train()
+    for number in mine:
+        part = micro_batch(number, run.micro_batches, batch)
+        _seed_generators((seed * _SEED_STRIDE + run.step) * _SEED_STRIDE + number)
+        inputs, targets = run.train_set.batch(indices[part], epochs[part])
+        is_last = number == mine[-1]
+        with contextlib.nullcontext() if is_last else _no_sync(run.ranks_model):
+            loss, outputs = forward(run, inputs, targets)
+            if is_last:
+                run.own_seconds = time.perf_counter() - started
+            backward(run, loss * share, wish if is_last else None)
+        counted = run.task.metrics(outputs.detach(), targets)
+        accuracy = counted.get("accuracy")
+        run.sums[0] += loss.detach() * len(targets)
+        if accuracy is not None:
+            run.sums[1] += accuracy
+        run.sums[3] += len(targets)
+        if run.group.device.type == "cpu":
+            finite = finite and math.isfinite(loss.item())
+    heard = run.words.heard() if run.words else wish
+    _step_if_finite(run, lr, finite=finite)
+    return heard
+
+
+def forward(run: Training, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss, outputs) of one micro-batch, in the run's precision."""
+    with run.autocast():
+        outputs = run.ranks_model(inputs)
+        return run.task.loss(outputs, targets), outputs
+
+
+def backward(run: Training, loss: Tensor, wish: Words | None) -> None:
+    """`wish` is said where gradients are averaged; None where they are only added up."""
+    (run.words.say(loss, wish) if run.words and wish else loss).backward()
+
+
+def _seed_generators(key: int) -> None:
+    """Whatever a user's code draws (dropout, its own noise) is a function of seed, step and place in the global batch: nothing to save."""
+    torch.manual_seed(key % 2**64)
+    random.seed(key)
+    np.random.seed(key % 2**32)  # noqa: NPY002  # the global generator is what other people's code uses
+
+
+def _no_sync(ranks_model: nn.Module) -> contextlib.AbstractContextManager[object]:
+    no_sync = getattr(ranks_model, "no_sync", None)
+    return no_sync() if no_sync else contextlib.nullcontext()
+
+
+def _step_if_finite(run: Training, lr: float, *, finite: bool) -> None:
+    """Step, unless the loss or the averaged gradient is not finite anywhere: the average carries one rank's NaN to all of them."""
+    good = finite_gradients(run.probes)
+    if run.group.device.type == "cpu":
+        if not (finite and bool(good)):
+            raise diverged(run.config, f"at step {run.step + 1} on rank {run.group.rank}", window=(run.step, run.step + 1))
+    else:
+        # no device sync here: the fused kernel skips the update while found_inf is set, and the loop raises at the next report
+        bad = (~good).float()
+        found = getattr(run.optimizer, "found_inf", None)
+        run.optimizer.found_inf = bad if found is None else torch.maximum(found, bad)  # type: ignore[attr-defined]  # torch's fused kernels read it
+        run.sums[2] += bad.squeeze()
+    for settings in run.optimizer.param_groups:
+        settings["lr"] = lr
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.ema:
+        follow(run.ema, run.model, run.config.optim.ema_decay or 0.0)
