@@ -84,7 +84,7 @@ def _says_why(release: Release, story: Story, dies: str, at: float) -> Row:
         return "freed" if found and not placed else None
 
     until("the pod freed", TRAINS_SECONDS, look)
-    said = story.wait("told why", TRAINS_SECONDS, lambda look: look.phase == "Restarting" and "volume" in look.message, since=at)
+    said = story.wait("told why", TRAINS_SECONDS, lambda look: look.phase == "Restarting" and "PersistentVolume" in look.message, since=at)
     words = f"{story.words(at)}: {said.message[:400]}"
     return Row("the run with its claim there", "pod freed; it says why it waits", words, said.time - at)
 
