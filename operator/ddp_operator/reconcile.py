@@ -14,7 +14,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -30,18 +30,21 @@ from ddp_operator.api.words import EventReason
 from ddp_operator.decide.decide import decide
 from ddp_operator.decide.decision import Decision, DeletePod, Event
 from ddp_operator.decide.facts import JobFacts, RunFacts
+from ddp_operator.decide.quiet import is_renewal
 from ddp_operator.observe.api import Api, ApiError
 from ddp_operator.observe.world import World
 from ddp_operator.settings import Settings
+from ddp_operator.turns import Key, Turns
 
-Key = tuple[str, str]
-"""Namespace and name."""
 Decide = Callable[[RunFacts, float, float], Decision]
 
 WORKERS: Final = 16
 BATCH_SECONDS: Final = 0.2
 """Changes come in flocks (four pods of one job): one decision serves them all."""
 IDLE_SECONDS: Final = 1.0
+RENEWAL_LOOKS: Final = 1.5
+"""Mere numbers are written at most once in so many looks at the progress: four times a minute, which a reader of `kubectl get -w` can
+follow. At each look, a thousand runs would be a hundred writes a second: half a core here, and more on the API server."""
 SOONEST_SECONDS: Final = 0.2
 """However soon a decision wants to be looked at again: a clock that stands still must not spin the loop."""
 FIRST_BACKOFF_SECONDS: Final = 0.5
@@ -96,10 +99,8 @@ class Reconciler:
         self._events = Events(api, identity, monotonic)
         # a write that takes longer than the lease's last third might land when another leads
         self._write_seconds = settings.lease_seconds / 3
-        self._waiting: dict[Key, float] = {}
-        """Changed, or due, and since when; the oldest first."""
-        self._due: dict[Key, float] = {}
-        """When time alone, or the end of a pause, makes a run wait again."""
+        self._renewal_seconds = RENEWAL_LOOKS * settings.progress_seconds
+        self._turns = Turns(self._renewal_seconds)
         self._working: dict[Key, tuple[float, asyncio.Task[None]]] = {}
         """Since when it had waited, and its worker."""
         self._trouble: dict[Key, _Trouble] = {}
@@ -113,7 +114,7 @@ class Reconciler:
     @property
     def lag_seconds(self) -> float:
         """How long the oldest change has been waiting to be shown. Runs in trouble are not in it: they wait on purpose."""
-        starts = [*self._waiting.values(), *(since for key, (since, _) in self._working.items() if key not in self._trouble)]
+        starts = [*self._turns.since(), *(since for key, (since, _) in self._working.items() if key not in self._trouble)]
         return self._monotonic() - min(starts) if starts else 0.0
 
     @property
@@ -138,11 +139,10 @@ class Reconciler:
 
     def turn(self) -> None:
         """Take what has changed and what is due, and start workers for it. Never blocks."""
-        changed: Collection[Key] = list(self._world.take_dirty())
+        changed, moved = list(self._world.take_dirty()), self._world.take_moved()
         if not self._is_leader() or not self._world.is_complete():
             self._led = False
-            self._waiting.clear()
-            self._due.clear()
+            self._turns.clear()
             return
         now = self._monotonic()
         if not self._led:
@@ -152,24 +152,21 @@ class Reconciler:
             changed = self._world.names()
         for key in changed:
             if key not in self._trouble:  # its pause stands: a run that fails must not wake itself by what it has written before failing
-                self._waiting.setdefault(key, now)
-        for key in [key for key, at in self._due.items() if at <= now]:
-            del self._due[key]
-            self._waiting.setdefault(key, now)
+                self._turns.change(key, now)
+        for key in moved:
+            if key not in self._trouble:
+                self._turns.move(key, now)
+        self._turns.pass_on(now)
         self._start_workers()
         if self._settings.adopt:
             self._look_for_orphans(now)
 
     def _pause(self) -> float:
-        soonest = min(self._due.values(), default=float("inf")) - self._monotonic()
-        return min(max(soonest, 0.0), IDLE_SECONDS)
+        return min(self._turns.pause_seconds(self._monotonic()), IDLE_SECONDS)
 
     def _start_workers(self) -> None:
-        for key in [key for key in self._waiting if key not in self._working]:
-            if len(self._working) >= WORKERS:
-                return
-            since = self._waiting.pop(key)
-            self._due.pop(key, None)
+        while len(self._working) < WORKERS and (taken := self._turns.take(self._working)) is not None:
+            key, since = taken
             worker = asyncio.create_task(self._round(key), name=f"reconcile {'/'.join(key)}")
             self._working[key] = (since, worker)
             worker.add_done_callback(partial(self._ended, key))
@@ -205,22 +202,23 @@ class Reconciler:
         if facts is None:
             self._old_crd.forget(key)
             self._bystanders.forget(key)
+            self._turns.forget(key)
             return
         stored, facts = facts, self._old_crd.remembered(key, facts)
         is_bystander = self._bystanders.note(key, facts.spec.job_ref.name, is_one=not self._world.acts(*key))
         facts = reporting(facts) if is_bystander else facts
-        decision = self._decide(facts, self._clock(), self._settings.progress_seconds)
+        decision = self._decide(facts, self._clock(), self._renewal_seconds)
         if is_bystander:  # also what was begun before the other run came
             decision = replace(decision, actions=())
         self.counts.decisions += 1
-        self._due[key] = self._monotonic() + max(decision.look_again_seconds, SOONEST_SECONDS)
+        self._turns.looked_at(key, self._monotonic(), max(decision.look_again_seconds, SOONEST_SECONDS))
         if not self._is_leader():
             return
         compared = stored if self._old_crd.is_written_again(key) else facts
         body = await write_status(self._api, compared, decision.status, timeout_seconds=self._write_seconds)
         if body is not None:
             self.counts.writes += 1
-            self._world.put_run(body)
+            self._world.put_run(body, is_renewal=is_renewal(facts.status, decision.status))
             _log_change(facts, decision.status)
             self.counts.pruned += self._old_crd.note_written(key, decision.status, body, self._world.facts_of(*key))
         failure = None if self._old_crd.forbids_acts(key) else await self._act(facts, decision)
@@ -272,7 +270,7 @@ class Reconciler:
         trouble = self._trouble.setdefault(key, _Trouble())
         trouble.attempts += 1
         pause = max(_backoff_seconds(trouble.attempts), retry_after_seconds or 0.0)
-        self._due[key] = self._monotonic() + pause
+        self._turns.due[key] = self._monotonic() + pause
         if trouble.sentence != sentence:
             trouble.sentence = sentence
             level = logging.WARNING if trouble.attempts > 1 else logging.INFO

@@ -28,7 +28,7 @@ class Settings(BaseModel):
     adopt: bool = True
     """Make TrainingRuns for labelled PyTorchJobs."""
     progress_seconds: Seconds = 10.0
-    """How often node 0 of a running job is asked; also the shortest time between two writes of mere progress."""
+    """How often node 0 of a running job is asked. Mere progress is written at most once in one and a half times this."""
     progress_timeout_seconds: Seconds = 2.0
     sweep_seconds: Seconds = 60.0
     """How often everything is listed, so that a lost deletion does no harm for longer."""

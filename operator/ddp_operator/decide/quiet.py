@@ -24,7 +24,7 @@ def worth_writing(before: TrainingRunStatus, after: TrainingRunStatus, now: floa
     """`after`, or `before` if nothing differs, or only numbers that were renewed less than `min_seconds` ago."""
     if after.model_copy(update={"numbers_written_at": before.numbers_written_at}) == before:
         return before
-    if now < renewal_at(before, now, min_seconds) and not _is_farewell(before, after) and with_numbers_of(before, after) == before:
+    if now < renewal_at(before, now, min_seconds) and not _is_farewell(before, after) and is_renewal(before, after):
         return before
     # Rounded up: times hold whole seconds, and six writes a minute must not become seven.
     return after.model_copy(update={"numbers_written_at": moment(math.ceil(now))})
@@ -40,6 +40,11 @@ def renewal_at(before: TrainingRunStatus, now: float, min_seconds: float) -> flo
     """When numbers may be written again; a time in the future is a clock that was set back, and holds nothing up."""
     written_at = epoch(before.numbers_written_at)
     return written_at + min_seconds if written_at <= now + 1.0 else now
+
+
+def is_renewal(before: TrainingRunStatus, after: TrainingRunStatus) -> bool:
+    """Whether nothing but numbers differs."""
+    return with_numbers_of(before, after) == before
 
 
 def with_numbers_of(before: TrainingRunStatus, after: TrainingRunStatus) -> TrainingRunStatus:

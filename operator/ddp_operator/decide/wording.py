@@ -25,7 +25,10 @@ def cut(text: object, limit: int = MESSAGE_CHARS) -> str:
 
     Surrogates are replaced: JSON may carry half a pair, which no UTF-8 can, and then no status could be written again.
     """
-    line = _CONTROL.sub(" ", str(text)[: 4 * limit].encode(errors="replace").decode()).strip()
+    line = str(text)
+    if len(line) <= limit and line.isascii() and line.isprintable():  # nearly all are
+        return line.strip()
+    line = _CONTROL.sub(" ", line[: 4 * limit].encode(errors="replace").decode()).strip()
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 

@@ -51,6 +51,8 @@ def text(value: Any, limit: int = TEXT_CHARACTERS) -> str:
     """One line, at most `limit` characters; "" for what is no text. Lone surrogates, which no UTF-8 writer takes, become "?"."""
     if not isinstance(value, str):
         return ""
+    if len(value) <= limit and value.isascii() and value.isprintable():  # nearly all are
+        return value
     return _UNPRINTABLE.sub(" ", value[:limit]).encode(errors="replace").decode()
 
 

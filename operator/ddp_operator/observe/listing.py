@@ -11,8 +11,8 @@ from ddp_operator.observe.fields import at, text
 
 GONE: Final = 410
 """The version, or the continue token, is too old: list again from the start."""
-PAGE_OBJECTS: Final = 250
-"""Pods are 5-15 kB each and several times that when parsed: a page is then about 8 MB for a moment, and 4,000 pods are 16 calls."""
+PAGE_OBJECTS: Final = 100
+"""Pods are 5-15 kB each and several times that when parsed: a page is then about 4 MB for a moment, and 4,000 pods are 40 calls."""
 MAX_PAGES: Final = 4000
 """A million objects: a server that goes on for longer turns in a circle."""
 PAGE_TIMEOUT_SECONDS: Final = 30.0

@@ -12,6 +12,7 @@ from typing import Final
 
 from ddp_operator.api.trainingrun import TrainingRunStatus
 from ddp_operator.decide.facts import RunFacts
+from ddp_operator.observe import news
 
 _FAST: Final = 1
 """zlib's level: higher ones save a tenth more, in twice the time."""
@@ -25,12 +26,14 @@ class PackedRun:
     bare: RunFacts
     """All but the status."""
     status: bytes
+    awaits_news: bool
+    """See `news.is_awaited`."""
 
     @classmethod
     def of(cls, facts: RunFacts) -> PackedRun:
         """Pack; equal facts give equal packs."""
         status = facts.status.model_dump_json(exclude_defaults=True).encode()
-        return cls(replace(facts, status=_NO_STATUS), zlib.compress(status, _FAST))
+        return cls(replace(facts, status=_NO_STATUS), zlib.compress(status, _FAST), news.is_awaited(facts.status))
 
     def unpacked(self) -> RunFacts:
         """The facts, with a status of their own."""

@@ -12,7 +12,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from typing import Any, Final
 
 from ddp_operator.observe import slim
@@ -41,7 +41,8 @@ class _Scope:
     namespace: str
     since: str = ""
     """The resourceVersion to watch from; "": list first."""
-    sweep_at: float = 0.0
+    sweep_at: float = inf
+    """When to list again; infinity while that is under way."""
 
     @property
     def path(self) -> str:
@@ -86,17 +87,18 @@ class PodWatch:
         async with asyncio.TaskGroup() as tasks:
             for scope in self._scopes:
                 self._life.expect(scope.called, self._settings.watcher_stale_seconds)
-                tasks.create_task(self._keep(scope), name=scope.called)
+                tasks.create_task(self._keep(scope, tasks), name=scope.called)
 
-    async def _keep(self, scope: _Scope) -> None:
+    async def _keep(self, scope: _Scope, tasks: asyncio.TaskGroup) -> None:
         backoff = Backoff(self._rng)
         while True:
             # An API server that cannot be reached is no reason to start this process anew: trying again is a sign of life.
             self._life.beat(scope.called)
             try:
-                if not scope.since or self._clock() >= scope.sweep_at:
-                    await self._list(scope)
-                await self._watch(scope)
+                if not scope.since:
+                    scope.since = await self._list(scope, lambda: self._life.beat(scope.called))
+                    self._note(scope, "")
+                await self._watch(scope, tasks)
             except ApiError as error:
                 self._note(scope, f"{scope.path}: {error}")
                 if error.status == GONE:
@@ -106,28 +108,45 @@ class PodWatch:
                 self._note(scope, "")
                 backoff.succeeded()
 
-    async def _list(self, scope: _Scope) -> None:
+    async def _sweep(self, scope: _Scope) -> None:
+        """List beside the watch: of thousands of pods that takes seconds, in which what happens to one must not wait."""
+        backoff = Backoff(self._rng)
+        while True:
+            try:
+                await self._list(scope, lambda: None)  # signs of life are the watch's alone
+            except ApiError as error:
+                log.info("The sweep beside the %s failed: %s; it tries again", scope.called, error)
+                await self._sleep(backoff.after(error))
+            else:
+                return
+
+    async def _list(self, scope: _Scope, on_page: Callable[[], None]) -> str:
+        """Take a complete list; its version. What the watch brings in the meantime is newer, and stays: see `shelf`."""
         names: set[Key] = set()
 
         def keep(body: Any) -> None:
             if (key := self._world.put("pod", body)) is not None:
                 names.add(key)
 
-        scope.since = ""
-        since = await list_pages(self._api, scope.path, {"labelSelector": slim.JOB_LABEL}, keep, lambda: self._life.beat(scope.called))
+        since = await list_pages(self._api, scope.path, {"labelSelector": slim.JOB_LABEL}, keep, on_page)
         self._world.retain("pod", (scope.namespace,) if scope.namespace else (), names, version(since))
-        scope.since = since
         scope.sweep_at = self._clock() + self._settings.sweep_seconds * self._rng.uniform(0.8, 1.2)
         self.lists += 1
-        self._note(scope, "")
+        return since
 
-    async def _watch(self, scope: _Scope) -> None:
-        """Take events until the server ends the watch, or the next sweep is due.
+    def _sweep_if_due(self, scope: _Scope, tasks: asyncio.TaskGroup) -> None:
+        if self._clock() >= scope.sweep_at:
+            scope.sweep_at = inf
+            tasks.create_task(self._sweep(scope), name=f"sweep beside the {scope.called}")
+
+    async def _watch(self, scope: _Scope, tasks: asyncio.TaskGroup) -> None:
+        """Take events until the server ends the watch, which it does before the next sweep is due.
 
         Raises:
             ApiError: the watch broke, was silent for too long, or ended as soon as it began.
         """
         began = self._clock()
+        self._sweep_if_due(scope, tasks)
         seconds = max(2, ceil(min(self._settings.watcher_stale_seconds * WATCH_RATIO, scope.sweep_at - began)))
         query: Query = {
             "watch": True,
@@ -141,8 +160,7 @@ class PodWatch:
             async for event in events:
                 self._life.beat(scope.called)
                 self._take(scope, event)
-                if self._clock() >= scope.sweep_at:  # a server that does not keep to timeoutSeconds must not cost the sweep
-                    return
+                self._sweep_if_due(scope, tasks)  # a server that does not keep to timeoutSeconds must not cost the sweep
         finally:
             if isinstance(events, AsyncGenerator):
                 await events.aclose()

@@ -32,6 +32,11 @@ LONGEST_PAUSE_INTERVALS: Final = 3.0
 """A pod that does not answer in time is asked ever more rarely, down to this: on a lost node each request would wait for its timeout."""
 LOOK_AROUND_SECONDS: Final = 1.0
 """How soon a new run is noticed."""
+NOTICE_SECONDS: Final = 0.25
+"""How soon a run is asked whose pods have changed."""
+FIRST_PAUSE_SECONDS: Final = 1.0
+"""After that, it is asked again in so long, and in twice as long each time until that is the usual pause: whether training goes on is only
+known once node 0 was heard after all pods ran, and for that nobody should have to wait the usual pause."""
 NAME: Final = "progress scraper"
 OK: Final = 200
 
@@ -66,7 +71,10 @@ class ProgressScraper:
         self._sleep = sleep
         self._rng = rng or random.Random()  # noqa: S311  jitter is no secret
         self._due: list[tuple[float, Key]] = []
-        self._scheduled: set[Key] = set()
+        """A row whose time is not the run's in `_scheduled` does not count any more."""
+        self._scheduled: dict[Key, float] = {}
+        self._eager: dict[Key, float] = {}
+        """Runs whose pods have just changed: the next pause."""
         self._slow: dict[Key, tuple[str, int]] = {}
         """The uid of a pod that did not answer in time, and how often in a row."""
         self.requests = 0
@@ -86,10 +94,14 @@ class ProgressScraper:
                 if self._monotonic() - looked_at >= LOOK_AROUND_SECONDS:
                     looked_at = self._monotonic()
                     self._look_around()
+                for key in self._world.take_gathering():
+                    self._hasten(key)
                 if not self._due or self._due[0][0] > self._monotonic():
                     await self._sleep(self._pause())
                     continue
-                _, key = heapq.heappop(self._due)
+                at, key = heapq.heappop(self._due)
+                if self._scheduled.get(key) != at:
+                    continue
                 if self._world.node_zero(*key) is None:
                     self._again(key)
                     continue
@@ -130,27 +142,43 @@ class ProgressScraper:
     def _look_around(self) -> None:
         """Schedule runs that are new, forget those that are gone."""
         names = set(self._world.names())
-        for key in sorted(names - self._scheduled):
-            self._scheduled.add(key)
-            heapq.heappush(self._due, (self._monotonic() + self._rng.uniform(0, FIRST_LOOK_SECONDS), key))
-        for key in self._scheduled - names:
+        for key in sorted(names - self._scheduled.keys()):
+            self._schedule(key, self._rng.uniform(0, FIRST_LOOK_SECONDS))
+        gone = self._scheduled.keys() - names
+        for key in gone:
+            del self._scheduled[key]
             self._slow.pop(key, None)
-        if self._scheduled - names:
+            self._eager.pop(key, None)
+        if gone:
             self._due = [row for row in self._due if row[1] in names]
             heapq.heapify(self._due)
-        self._scheduled &= names
+
+    def _schedule(self, key: Key, pause_seconds: float) -> None:
+        self._scheduled[key] = at = self._monotonic() + pause_seconds
+        heapq.heappush(self._due, (at, key))
+
+    def _hasten(self, key: Key) -> None:
+        """Ask at once, and soon again."""
+        if key in self._scheduled:
+            self._eager[key] = FIRST_PAUSE_SECONDS
+            self._schedule(key, 0.0)
 
     def _again(self, key: Key) -> None:
         """Schedule the next look, with jitter, so that a thousand runs do not move in step."""
         if key not in self._scheduled:
             return
         intervals = min(2.0 ** self._slow.get(key, ("", 0))[1], LONGEST_PAUSE_INTERVALS)
-        pause = self._settings.progress_seconds * intervals * self._rng.uniform(0.85, 1.15)
-        heapq.heappush(self._due, (self._monotonic() + pause, key))
+        usual = pause = self._settings.progress_seconds * intervals
+        if key in self._eager:
+            pause = min(self._eager[key], usual)
+            self._eager[key] *= 2.0
+            if self._eager[key] >= usual:
+                del self._eager[key]
+        self._schedule(key, pause * self._rng.uniform(0.85, 1.15))
 
     def _pause(self) -> float:
         next_due = self._due[0][0] - self._monotonic() if self._due else LOOK_AROUND_SECONDS
-        return min(max(next_due, 0.01), LOOK_AROUND_SECONDS)
+        return min(max(next_due, 0.01), NOTICE_SECONDS)
 
     def _note_slow(self, key: Key, uid: str, *, was_slow: bool) -> None:
         known_uid, times = self._slow.pop(key, ("", 0))

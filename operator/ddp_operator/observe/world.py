@@ -16,7 +16,8 @@ from dataclasses import replace
 from typing import Any, Final, Literal
 
 from ddp_operator.decide.facts import ClaimFacts, JobFacts, PodFacts, ProgressLook, RunFacts
-from ddp_operator.observe import slim
+from ddp_operator.observe import news, slim
+from ddp_operator.observe.newest import Newest
 from ddp_operator.observe.packed import PackedRun
 from ddp_operator.observe.shelf import Key, Shelf
 from ddp_operator.observe.slim import Seen
@@ -45,12 +46,14 @@ class World:
         self._claims_of_run: dict[Key, tuple[str, ...]] = {}
         self._runs_of_claim: dict[Key, set[str]] = {}
         self._dirty: dict[Key, None] = {}
+        self._moved: dict[Key, None] = {}
+        self._gathering: dict[Key, None] = {}
         self._changed = asyncio.Event()
 
     # --- what watchers put in; bodies are raw JSON
 
-    def put_run(self, body: Any) -> None:
-        """A TrainingRun as just seen, or as a write has just returned it."""
+    def put_run(self, body: Any, *, is_renewal: bool = False) -> None:
+        """A TrainingRun as just seen, or as a write has just returned it: `is_renewal` if that wrote mere numbers, which is no news."""
         read = None if self._is_known("run", body) else slim.run(body)
         if read is None:
             return
@@ -67,7 +70,8 @@ class World:
                 self._looks.pop(key, None)
         self._runs_of_job.setdefault(seen.facts.job, set()).add(seen.name)
         self._link_claims(key, self._claims_wanted(seen.facts))
-        self._mark(key)
+        if not is_renewal:
+            self._mark(key)
         if before is None or _rank(before) != _rank(seen):
             for job in {seen.facts.job} | ({before.facts.job} if before else set()):
                 self._mark_rivals(job, key)
@@ -96,6 +100,8 @@ class World:
             self._forget("pod", before)  # it was labelled anew
         self._pods_of_job.setdefault((namespace, job), set()).add(pod.name)
         self._touch_job((namespace, job))
+        if self.is_listed("pod", namespace):  # the first list is no change
+            self._gathering.update(((namespace, run), None) for run in self._runs_of_job.get((namespace, job), ()))
 
     def drop_run(self, namespace: str, name: str, uid: str = "") -> None:
         """It was deleted. With `uid`, only if that object is the one known: a late DELETED must not drop its successor."""
@@ -220,14 +226,20 @@ class World:
     def put_progress(self, namespace: str, name: str, look: ProgressLook) -> None:
         """The last look at a run's progress; ignored if there is no such run any more."""
         key = (namespace, name)
-        if self._runs.get(key) is None:
+        run = self._runs.get(key)
+        if run is None:
             return
         before = self._looks.get(key, ProgressLook())
         self._looks[key] = look
         self._asked.note(key, look.asked_at)
         self._answered.note(key, look.answered_at)
-        if replace(before, asked_at=0, answered_at=0) != replace(look, asked_at=0, answered_at=0):
+        if news.is_news(before, look):
             self._mark(key)
+        elif news.has_moved(before, look):
+            if run.facts.awaits_news:
+                self._mark(key)
+            else:
+                self._moved.setdefault(key)
 
     def orphaned_claims(self) -> list[tuple[str, ClaimFacts]]:
         """Namespace and claim: made by a chart for a run, and neither a run nor a job uses it. They hold checkpoints, and cost money."""
@@ -243,6 +255,16 @@ class World:
         dirty, self._dirty = self._dirty, {}
         self._changed.clear()
         return dirty.keys()
+
+    def take_moved(self) -> KeysView[Key]:
+        """The runs of which nothing but numbers of the progress has changed since the last call: they may wait, and wake nobody."""
+        moved, self._moved = self._moved, {}
+        return moved.keys()
+
+    def take_gathering(self) -> KeysView[Key]:
+        """The runs of which pods have come or changed since the last call: what their node 0 says now is worth more than usual."""
+        gathering, self._gathering = self._gathering, {}
+        return gathering.keys()
 
     async def wait_dirty(self, timeout_seconds: float) -> bool:
         """Wait until some run is dirty, or a job waits to be adopted; False: the time is over."""
@@ -337,27 +359,6 @@ class World:
 def _rank(run: Seen[PackedRun]) -> tuple[object, ...]:
     """What decides who of several runs acts on a job."""
     return run.uid, run.facts.job, run.facts.bare.is_adopted, run.facts.bare.deleted_at > 0
-
-
-class Newest:
-    """The newest time that anybody has, and the newest of anybody else: enough to ask for the newest but one's own."""
-
-    def __init__(self) -> None:
-        self._first: tuple[float, Key | None] = (0.0, None)
-        self._second: tuple[float, Key | None] = (0.0, None)
-
-    def note(self, key: Key, at: float) -> None:
-        """Somebody's time; it may stand still, and an older one than before changes nothing."""
-        if at > self._first[0]:
-            if self._first[1] != key:
-                self._second = self._first
-            self._first = (at, key)
-        elif key != self._first[1] and at > self._second[0]:
-            self._second = (at, key)
-
-    def of_others(self, key: Key) -> float:
-        """The newest of all but this one; 0: nobody else has any."""
-        return (self._second if self._first[1] == key else self._first)[0]
 
 
 def _discard(index: dict[Key, set[str]], key: Key, name: str) -> None:

@@ -8,11 +8,12 @@ import pytest
 from fake_api_server import RefusalError
 
 from ddp_operator.act.old_crd import RETRY_SECONDS
-from ddp_operator.api.trainingrun import Intent
+from ddp_operator.api.trainingrun import Intent, ProgressStatus
 from ddp_operator.api.words import Act, Cause, EventReason, Phase
 from ddp_operator.decide.decision import Decision, DeletePod, Event, SuspendJob
+from ddp_operator.decide.facts import ProgressFacts, ProgressLook
 from ddp_operator.observe.world import World
-from ddp_operator.reconcile import ADOPT_AFTER_SECONDS, WORKERS, Reconciler
+from ddp_operator.reconcile import ADOPT_AFTER_SECONDS, RENEWAL_LOOKS, WORKERS, Reconciler
 from ddp_operator.settings import Settings
 
 KINDS = {"run": "trainingruns", "job": "pytorchjobs", "claim": "persistentvolumeclaims", "pod": "pods"}
@@ -177,7 +178,7 @@ async def test_a_run_that_is_refused_waits_longer_each_time_and_delays_no_neighb
     assert all(bench.phase(f"run-{number}") == "Running" for number in range(1, WORKERS + 4))
     pauses = []
     for _ in range(12):
-        pauses.append(bench.loop._due["default", "run-0"] - bench.now)
+        pauses.append(bench.loop._turns.due["default", "run-0"] - bench.now)
         await bench.turn(pauses[-1])
     assert pauses[0] <= 0.5
     assert all(15.0 <= pause <= 30.0 for pause in pauses[-4:])
@@ -188,7 +189,7 @@ async def test_a_server_that_asks_for_patience_gets_it(bench):
     bench.run(), bench.list_all()
     bench.server.fault = lambda _: RefusalError(429, "slowly", {"Retry-After": "20"})
     await bench.turn()
-    assert bench.loop._due["default", "demo"] - bench.now >= 20.0
+    assert bench.loop._turns.due["default", "demo"] - bench.now >= 20.0
 
 
 async def test_a_run_in_trouble_is_not_woken_by_its_own_changes(bench):
@@ -428,3 +429,49 @@ async def test_the_other_run_acts_once_the_first_is_gone(bench):
     bench.world.drop_run("default", "demo")
     await bench.turn(1)
     assert deleted == ["demo", "zz"]
+
+
+def stepping(facts, *_):
+    """A run that trains: its status shows the step that was heard."""
+    document = facts.progress.document
+    progress = ProgressStatus(step=document.step) if document else None
+    return Decision(facts.status.model_copy(update={"phase": Phase.RUNNING, "progress": progress}), look_again_seconds=600.0)
+
+
+def said(step, phase="training"):
+    return ProgressLook(ProgressFacts(run="demo", attempt=1, phase=phase, updated_at=float(step), step=step), "pod-1", heard_at=float(step))
+
+
+async def test_numbers_that_move_are_written_when_they_may_be_renewed_and_words_at_once(bench):
+    bench.run(), bench.list_all()
+    bench.decide(stepping)
+    bench.world.put_progress("default", "demo", said(1))
+    await bench.turn()
+    await bench.turn()  # a phase was written: that is looked at once more
+    before = bench.loop.counts.decisions
+    shortest = RENEWAL_LOOKS * Settings().progress_seconds
+    for step in (2, 3, 4):
+        bench.world.put_progress("default", "demo", said(step))
+        await bench.turn(shortest / 4)
+    assert bench.loop.counts.decisions == before
+    await bench.turn(shortest)
+    assert bench.server.get("trainingruns", "demo")["status"]["progress"]["step"] == 4
+    await bench.turn()
+    assert bench.loop.counts.decisions == before + 1, "what was written just now was looked at again"
+    bench.world.put_progress("default", "demo", said(5, "saving"))
+    await bench.turn()
+    assert bench.server.get("trainingruns", "demo")["status"]["progress"]["step"] == 5
+
+
+async def test_numbers_do_not_shorten_the_pause_of_a_run_in_trouble(bench):
+    bench.run(), bench.list_all()
+    bench.decide(stepping)
+    bench.world.put_progress("default", "demo", said(1))
+    await bench.turn()
+    bench.server.fault = lambda _: RefusalError(429, "slowly", {"Retry-After": "20"})
+    bench.world.put_progress("default", "demo", said(2, "saving"))
+    await bench.turn()
+    until = bench.loop._turns.due["default", "demo"]
+    bench.world.put_progress("default", "demo", said(3, "saving"))
+    await bench.turn(1)
+    assert bench.loop._turns.due["default", "demo"] == until

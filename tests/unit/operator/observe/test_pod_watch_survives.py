@@ -1,5 +1,6 @@
 """Every fault of an API server that a watch can meet: afterwards the world is true again, and nothing was asked without a pause."""
 
+import asyncio
 import copy
 import json
 import random
@@ -303,3 +304,28 @@ async def test_bug_ends_the_watch_loudly(monkeypatch):
         monkeypatch.setattr(s.world, "put", lambda *_: 1 / 0)
         with pytest.raises(ExceptionGroup, match="unhandled errors"):
             await s.watch.run()
+
+
+async def test_a_sweep_that_takes_long_holds_up_no_event():
+    async with scene("demo-worker-0", "demo-worker-1") as s, running(s.watch.run()):
+        await until(lambda: s.server.open_watches)
+        listing_is_over = asyncio.Event()
+
+        async def slowly(request):
+            await listing_is_over.wait()
+            return await s.server.serve_list(request)
+
+        s.server.lists.append(slowly)
+        s.server.remove("pods", "team", "demo-worker-1", tell=False)
+        s.clock.now += 100
+        s.server.end_watches()
+        await until(lambda: s.server.count("list") == 2)
+        await until(lambda: s.server.count("watch") == 2 and s.server.open_watches)
+        s.server.put("pods", pod_body("demo-worker-0", status={"phase": "Failed"}), "MODIFIED")
+        await until(lambda: s.pods()["demo-worker-0"] == "Failed")
+        assert s.watch.lists == 1
+        assert "demo-worker-1" in s.pods()
+        listing_is_over.set()
+        await s.sees("demo-worker-0")
+        assert s.pods()["demo-worker-0"] == "Failed"
+        assert s.server.count("list") == 2

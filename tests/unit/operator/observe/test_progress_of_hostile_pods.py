@@ -371,7 +371,7 @@ async def test_no_more_than_the_bound_are_asked_at_once_and_none_twice(monkeypat
 async def test_pod_that_does_not_answer_in_time_is_asked_ever_more_rarely_until_it_is_replaced():
     world = world_of(9)
     scraper = ProgressScraper(world, Settings(), Clock(), monotonic=Clock())
-    scraper._scheduled.add(DEMO)
+    scraper._schedule(DEMO, 0.0)
     pauses = []
     for _ in range(5):
         scraper._note_slow(DEMO, "pod-1", was_slow=True)
@@ -399,7 +399,7 @@ async def test_new_runs_are_found_and_lost_ones_forgotten():
                 world.put_job(job_body(name, uid="late-job"))
                 world.put_pod("team", name, replace(other.facts_of(*DEMO).pods[0], name="late-master-0", uid="late"))
             await until(lambda: world.look_of("team", "late").document)
-            await until(lambda: scraper._scheduled == {("team", "late")})
+            await until(lambda: scraper._scheduled.keys() == {("team", "late")})
             assert scraper._slow == {}
             assert {key for _, key in scraper._due} <= {("team", "late")}
 

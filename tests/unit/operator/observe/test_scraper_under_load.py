@@ -80,3 +80,35 @@ async def test_the_scraper_lives_and_finds_new_runs_while_hundreds_of_pods_time_
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+async def test_a_run_whose_pods_change_is_asked_soon_and_never_by_two_plans_at_once(monkeypatch):
+    time, world, asked = VirtualTime(), World(), []
+
+    async def refused(*_):
+        asked.append(time.now)
+        raise Unanswered("refused")
+
+    monkeypatch.setattr(progress, "fetch", refused)
+    add(world, "a")
+    world.retain("pod", (), {("team", "a-master-0")})
+    scraper = ProgressScraper(world, Settings(progress_seconds=10.0), time, monotonic=time, sleep=time.sleep)
+    task = asyncio.create_task(scraper.run())
+    try:
+        while len(asked) < 2:
+            await time.pass_on()
+        await time.pass_on()
+        for number in range(3):
+            changed_at = time.now
+            world.put_pod("team", "a", PodFacts(f"a-worker-{number}", f"pod-{number}", f"worker-{number}"))
+            await time.pass_on()
+            await time.pass_on()
+            assert asked[-1] >= changed_at
+        before = len(asked)
+        for _ in range(240):
+            await time.pass_on()
+        assert 6 <= len(asked) - before <= 10  # after 1, 2, 4 and 8 s, then each 10 s of the minute
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

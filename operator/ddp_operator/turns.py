@@ -1,0 +1,84 @@
+"""Whose turn it is: runs that have changed go before those that time, or mere numbers, make due; each in the order of its coming.
+
+The second kind is not starved: it waits at most `PATIENCE_SECONDS` longer than a change that came at the same moment.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterable
+from typing import Final
+
+Key = tuple[str, str]
+"""Namespace and name."""
+
+PATIENCE_SECONDS: Final = 5.0
+RENEWAL_SPREAD: Final = 1.3
+"""Numbers are renewed after one to so many times the shortest pause: after a start all runs are looked at together, and would stay so."""
+
+
+class Turns:
+    """Times are monotonic seconds. Numbers are renewed after `renewal_seconds` or more."""
+
+    def __init__(self, renewal_seconds: float) -> None:
+        self._renewal_seconds = renewal_seconds
+        self._changed: dict[Key, float] = {}
+        """Since when; the oldest first."""
+        self._timed: dict[Key, float] = {}
+        """The same of those whose time has come."""
+        self._numbers_at: dict[Key, float] = {}
+        """When the numbers of a run may be looked at again."""
+        self.due: dict[Key, float] = {}
+        """When time alone, or the end of a pause, gives a run its turn."""
+
+    def clear(self) -> None:
+        """Nobody waits, for nothing."""
+        for table in (self._changed, self._timed, self._numbers_at, self.due):
+            table.clear()
+
+    def forget(self, key: Key) -> None:
+        """The run is gone."""
+        self._numbers_at.pop(key, None)
+
+    def change(self, key: Key, now: float) -> None:
+        """It has changed."""
+        self._changed.setdefault(key, self._timed.pop(key, now))
+
+    def move(self, key: Key, now: float) -> None:
+        """Only its numbers have."""
+        self.due[key] = min(max(now, self._numbers_at.get(key, now)), self.due.get(key, float("inf")))
+
+    def looked_at(self, key: Key, now: float, look_again_seconds: float) -> None:
+        """It was; when to look again without being called."""
+        self.due[key] = now + look_again_seconds
+        self._numbers_at[key] = now + self._renewal_seconds * random.uniform(1.0, RENEWAL_SPREAD)  # noqa: S311
+
+    def pass_on(self, now: float) -> None:
+        """Let time pass: what is due by now waits for its turn."""
+        for key in [key for key, at in self.due.items() if at <= now]:
+            del self.due[key]
+            if key not in self._changed:
+                self._timed.setdefault(key, now)
+
+    def take(self, busy: Collection[Key]) -> tuple[Key, float] | None:
+        """The next run that is not busy, and since when it waits; None: nobody."""
+        changed, timed = _first(self._changed, busy), _first(self._timed, busy)
+        if changed is None and timed is None:
+            return None
+        is_timed = changed is None or (timed is not None and self._timed[timed] + PATIENCE_SECONDS < self._changed[changed])
+        key, queue = (timed, self._timed) if is_timed else (changed, self._changed)
+        assert key is not None
+        self.due.pop(key, None)
+        return key, queue.pop(key)
+
+    def since(self) -> Iterable[float]:
+        """Since when runs wait for their turn."""
+        return (*self._changed.values(), *self._timed.values())
+
+    def pause_seconds(self, now: float) -> float:
+        """Until the next is due; infinity: none is."""
+        return max(0.0, min(self.due.values(), default=float("inf")) - now)
+
+
+def _first(queue: dict[Key, float], busy: Collection[Key]) -> Key | None:
+    return next((key for key in queue if key not in busy), None)
