@@ -28,7 +28,11 @@ INACTIVITY_SECONDS: Final = 70
 CONNECT_SECONDS: Final = 10
 REQUEST_SECONDS: Final = 30
 LONGEST_BACKOFF_SECONDS: Final = 15.0
-PAGE_OBJECTS: Final = 500
+PAGE_OBJECTS: Final = 100
+"""A page's objects are all in memory at once, several times larger than on the wire, before the first of them is slimmed."""
+IDLE_SECONDS: Final = 0.1
+"""Kopf has a task for each object that something happened to, which holds the object's whole body until it has been idle for so long. By
+default, 5 s: after the first lists that were those of all objects, 40 MB of a thousand runs, which the process never gave back."""
 STOP_SECONDS: Final = 3.0
 STEADY_SECONDS: Final = 60.0
 RESCAN_SECONDS: Final = 60.0
@@ -79,6 +83,23 @@ async def login(**_: Any) -> kopf.ConnectionInfo:
     )
 
 
+class _NoDifferences(kopf.DiffBaseStorage):
+    """What kopf remembers of an object to tell what has changed in it: nothing.
+
+    `on.event` asks for no difference, and to copy the whole body for one at each event took half of kopf's time.
+    """
+
+    def build(self, **_: Any) -> Any:
+        """Of every object the same."""
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        """Nothing was stored."""
+
+    def store(self, **_: Any) -> None:
+        """Nothing is."""
+
+
 class Backoffs:
     """Pauses between attempts: growing, jittered, and without an end, since a watcher that gives up is worse than one that waits."""
 
@@ -106,6 +127,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.networking.error_backoffs = Backoffs()
     settings.networking.enforce_retry_after = True
     settings.queueing.exit_timeout = 0.5
+    settings.queueing.idle_timeout = IDLE_SECONDS
+    settings.persistence.diffbase_storage = _NoDifferences()
     settings.execution.default_backoff = 5
     settings.process.ultimate_exiting_timeout = None  # main has a bound of its own
     return settings

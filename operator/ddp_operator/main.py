@@ -9,6 +9,7 @@ Exit codes: 0 told to stop, 1 a part failed, 2 bad settings, 3 no usable cluster
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -73,6 +74,7 @@ def main() -> None:
     try:
         settings = settings_from(os.environ)
         set_up_logs(settings)
+        gc.freeze()  # what was imported stays: a collection that looks at all of it stops the loop for a tenth of a second
         code = asyncio.run(Process(settings).run())
     except OperatorError as error:
         print(error, file=sys.stderr)  # noqa: T201  # the whole message for the user; logs may not be set up

@@ -13,10 +13,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
+import ddp_operator.act.aio_only  # noqa: F401  # by being imported
 from ddp_operator.errors import ClusterError
 from ddp_operator.observe.api import ApiError, Json, Query
 
@@ -74,10 +76,19 @@ async def connect(clock: Callable[[], float] = time.monotonic) -> ClusterApi:
 
     loaded = await configuration()
     loaded.connection_pool_maxsize = 0  # no limit: a watch for each of many namespaces must not leave the writes without a connection
+    # Looked up once, here: a session that trusts the environment reads it, and ~/.netrc, in two threads before each request.
+    loaded.proxy = loaded.proxy or _proxy_for(loaded.host)
+    loaded.client_session_kwargs = {"trust_env": False}
     try:
         return ClusterApi(ApiClient(loaded), clock)
     except (OSError, ValueError) as error:
         raise ClusterError(f"The certificates for {loaded.host} cannot be read ({error}): mend the kubeconfig.") from error
+
+
+def _proxy_for(host: str) -> str | None:
+    """What the environment (HTTPS_PROXY, NO_PROXY ...) names for this address."""
+    address = urlsplit(host)
+    return None if proxy_bypass(address.netloc) else getproxies().get(address.scheme)
 
 
 class ClusterApi:

@@ -62,7 +62,8 @@ async def write_status(api: Api, facts: RunFacts, status: TrainingRunStatus, *, 
 
 def pruned(status: TrainingRunStatus, body: Json) -> tuple[str, ...]:
     """Paths of what was written and is not in `body`, the object as stored: its CRD is older than this operator and does not know them."""
-    return tuple(_missing(rendered(status), body.get("status"), ""))
+    wanted, stored = rendered(status), body.get("status")
+    return () if wanted == stored else tuple(_missing(wanted, stored, ""))
 
 
 def _missing(wanted: Any, stored: Any, path: str) -> Iterator[str]:

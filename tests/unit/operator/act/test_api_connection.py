@@ -6,6 +6,7 @@ from contextlib import aclosing
 import pytest
 from aiohttp import web
 from fake_api_server import RefusalError
+from kubernetes.aio.client.configuration import Configuration
 
 from ddp_operator.act import api_client
 from ddp_operator.observe.api import ApiError
@@ -140,4 +141,25 @@ async def test_an_outage_and_its_end_are_noticed(server, connect_to):
     now[0] = 40.0
     await connection.request("GET", PODS)
     assert (connection.answered_at, connection.back_at) == (40.0, 40.0)
+    await connection.close()
+
+
+async def test_the_proxy_of_the_environment_is_looked_up_once_and_no_request_asks_for_it(server, monkeypatch):
+    async def configuration():
+        where = type.__call__(Configuration)
+        where.host = server.url
+        return where
+
+    monkeypatch.setattr(api_client, "configuration", configuration)
+    for name in ("HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    connection = await api_client.connect()
+    assert connection._client.configuration.proxy == "http://proxy.example:3128"
+    await connection.close()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    connection = await api_client.connect()
+    assert connection._client.configuration.proxy is None
+    await connection.request("GET", PODS)
+    assert not connection._client.rest_client.pool_manager.trust_env
     await connection.close()

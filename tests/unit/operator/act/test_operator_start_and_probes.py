@@ -3,6 +3,9 @@
 import asyncio
 import json
 import logging
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import kopf
@@ -183,6 +186,14 @@ def test_kopf_asks_for_nothing_that_needs_rights_on_the_whole_cluster_and_posts_
     assert not settings.posting.enabled
 
 
+def test_kopf_lets_go_of_an_object_as_soon_as_it_was_seen_and_copies_none():
+    settings = kopf_settings()
+    assert settings.queueing.idle_timeout <= 0.1
+    differences = settings.persistence.diffbase_storage
+    body = kopf.Body({"metadata": {"name": "demo"}, "spec": {"large": ["object"]}})
+    assert (differences.build(body=body, extra_fields=None), differences.fetch(body=body)) == ({}, None)
+
+
 def test_pauses_between_attempts_grow_to_a_bound_and_never_end():
     pauses = [pause for pause, _ in zip(Backoffs(), range(500), strict=False)]
     assert len(pauses) == 500
@@ -293,3 +304,31 @@ async def test_kopf_looks_again_for_a_kind_that_nobody_knew_when_it_started(monk
     assert len(starts) == 3  # nothing, then two kinds, then all
     keeper.cancel()
     await asyncio.wait((keeper,))
+
+
+def test_a_start_imports_neither_the_clients_synchronous_half_nor_its_models():
+    script = "import sys, ddp_operator.main; print(*(name for name, module in sys.modules.items() if module))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert {"kopf", "kubernetes.aio"} <= imported
+    assert not imported & {"requests", "oauthlib", "websocket", "kubernetes.client", "kubernetes.config", "kubernetes.aio.client.models"}
+
+
+def test_the_clients_asyncio_half_works_without_the_rest():
+    script = """
+import asyncio
+from ddp_operator.act import api_client
+from kubernetes.aio import config
+from kubernetes.aio.client.configuration import Configuration
+
+async def main():
+    try:
+        await api_client.configuration()
+    except api_client.ClusterError:
+        print("no cluster")
+
+asyncio.run(main())
+"""
+    environment = {"PATH": os.environ["PATH"], "KUBECONFIG": "/nonexistent"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["no", "cluster"], done.stderr
