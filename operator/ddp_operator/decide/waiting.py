@@ -32,7 +32,7 @@ IMPORTANCE: tuple[PendingReason, ...] = (
 WHAT_TO_DO: Mapping[PendingReason, str] = {
     PendingReason.JOB_NOT_FOUND: "create the job, or delete the run",
     PendingReason.IMAGE: "check the image's name and tag, and the pull secret",
-    PendingReason.CLAIM: "check the claim's name, storage class and access mode",
+    PendingReason.CLAIM: "check the claim's name, storage class and access mode, and the node that its volume is on",
     PendingReason.QUOTA: "free some of the namespace's quota, or have it raised",
     PendingReason.NODE: "look at the node",
     PendingReason.UNSCHEDULABLE: "free or add what is missing, or ask for less",
@@ -55,6 +55,11 @@ NAMED_REPLICAS = 4096
 _OF_SCHEDULER: tuple[tuple[re.Pattern[str], PendingReason], ...] = (
     (
         re.compile(r"unbound immediate persistentvolumeclaim|persistentvolumeclaim \S+ (not found|is being deleted)", re.IGNORECASE),
+        PendingReason.CLAIM,
+    ),
+    # a volume that only one node can reach, which takes no pods; with "Insufficient ..." it is there, and full
+    (
+        re.compile(r"\A(?!.*insufficient).*(persistentvolume's node affinity|volume node affinity conflict)", re.IGNORECASE),
         PendingReason.CLAIM,
     ),
     (re.compile(r"pod ?group|minmember|gang|queue", re.IGNORECASE), PendingReason.QUEUED),

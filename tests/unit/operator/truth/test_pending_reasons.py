@@ -12,6 +12,7 @@ from ddp_operator.api.words import PendingReason
 from ddp_operator.decide.waiting import IMPORTANCE, WHAT_TO_DO, waiting
 
 NO_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available: 3 No preemption victims found."
+ELSEWHERE = "2 node(s) didn't match PersistentVolume's node affinity"
 NO_VOLUME = "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims. preemption: 0/3 nodes are available"
 NO_CLAIM = '0/3 nodes are available: persistentvolumeclaim "ddp-demo-checkpoints" not found. not found'
 FRESH = {"created_at": NOW - 5}
@@ -28,6 +29,19 @@ OF_ONE_POD = {
         {"unscheduled_reason": "Unschedulable", "unscheduled_message": "pod group is not ready, 3 Pending, 4 minAvailable"},
         PendingReason.QUEUED,
         "pod group is not ready",
+    ),
+    "its volume's node is gone": (
+        {
+            "unscheduled_reason": "Unschedulable",
+            "unscheduled_message": f"0/3 nodes are available: {ELSEWHERE}, 2 node(s) had untolerated taint(s).",
+        },
+        PendingReason.CLAIM,
+        "the node that its volume is on",
+    ),
+    "its volume's node is full": (
+        {"unscheduled_reason": "Unschedulable", "unscheduled_message": f"0/3 nodes are available: 1 Insufficient cpu, {ELSEWHERE}."},
+        PendingReason.UNSCHEDULABLE,
+        "Insufficient cpu",
     ),
     "unbound claim": ({"unscheduled_reason": "Unschedulable", "unscheduled_message": NO_VOLUME}, PendingReason.CLAIM, "unbound immediate"),
     "no such claim": ({"unscheduled_reason": "Unschedulable", "unscheduled_message": NO_CLAIM}, PendingReason.CLAIM, "not found"),
