@@ -3,7 +3,8 @@
 Eager training asks `torch._dynamo` small things only: torch.optim breaks graphs around a step, torch decorates functions that must not be
 traced, DDP asks for its mode, init_process_group clears a cache, and torchvision.ops looks up a name. Each makes Python import all of the
 compiler, with SymPy, and a node that replaces a lost one pays for it while all others wait. After `postpone()` modules of these names
-stand in, which answer just that; whatever else is asked of the compiler, by a user's task for one, imports it then and there.
+stand in, which answer just that, and torch and torchvision only; whatever else is asked of the compiler, or by anybody else, imports it
+then and there.
 
 Nothing of torch is changed. `importlib.util.LazyLoader` does the same for modules of which nothing at all is asked.
 """
@@ -15,11 +16,12 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import MappingProxyType, ModuleType
 from typing import Any
 
 PACKAGE = "torch._dynamo"
+ASKERS = ("torch", "torchvision")
 
 
 def postpone() -> None:
@@ -54,57 +56,77 @@ _ANSWERS: Mapping[str, Mapping[str, Callable[..., Any]]] = MappingProxyType(
         f"{PACKAGE}.trace_rules": {"clear_lru_cache": lambda: None},
     }
 )
-_lock = threading.RLock()
 _undecorated: list[Any] = []
+_lock = threading.Lock()
 
 
 class _StandIn(ModuleType):
     """A module of the compiler's that has its answers and nothing else; for anything else it asks the real one."""
 
     def __getattr__(self, name: str) -> Any:
-        full_name = f"{self.__name__}.{name}"
-        if full_name in _ANSWERS:
-            return importlib.import_module(full_name)
+        is_postponed = sys.modules.get(self.__name__) is self
+        if is_postponed and f"{self.__name__}.{name}" in _ANSWERS:
+            return importlib.import_module(f"{self.__name__}.{name}")
+        if is_postponed and name in _ANSWERS[self.__name__] and _asker().partition(".")[0] in ASKERS:
+            return _ANSWERS[self.__name__][name]
         if name.startswith("__") and name != "__all__":
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")  # `warnings` and others look through all modules
         return getattr(_real(self.__name__), name)
 
 
+def _asker() -> str:
+    """The module of whoever asks for an attribute."""
+    return str(sys._getframe(2).f_globals.get("__name__", ""))  # noqa: SLF001  # as `warnings` finds whom to name
+
+
 def _real(name: str) -> ModuleType:
     """Import the compiler after all, and give its module `name`."""
-    with _lock:
-        for finder in [finder for finder in sys.meta_path if isinstance(finder, _Finder)]:
-            sys.meta_path.remove(finder)
+    with _lock:  # never held while something is imported: Python's own locks are the only ones that it can keep from a deadlock
         for stand_in in [name for name in _ANSWERS if isinstance(sys.modules.get(name), _StandIn)]:
             del sys.modules[stand_in]
-        vars(sys.modules["torch"]).pop("_dynamo", None)
-        importlib.import_module(PACKAGE)
+            vars(sys.modules["torch"]).pop("_dynamo", None)
         while _undecorated:
             vars(_undecorated.pop()).pop("__dynamo_disable", None)  # where torch keeps the answer: it asks again at the next call
-        return importlib.import_module(name)
+        _Finder.is_inert = True
+    importlib.import_module(PACKAGE)
+    return importlib.import_module(name)
 
 
 class _Finder(MetaPathFinder):
-    """Finds stand-ins while the compiler has not been imported."""
+    """Finds stand-ins while the compiler has not been imported. It stays, inert: others may be going through the finders at that moment."""
+
+    is_inert = False
 
     def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
+        if self.is_inert:
+            return None
         if fullname in _ANSWERS:
-            return ModuleSpec(fullname, _Ready(_StandIn(fullname), _ANSWERS[fullname]), is_package=fullname == PACKAGE)
-        if fullname.startswith(f"{PACKAGE}."):
-            module = _real(fullname)
-            del sys.modules[fullname]  # the import that asks puts it back; it would execute one a second time that it finds there
-            return ModuleSpec(fullname, _Ready(module, {"__spec__": module.__spec__}))
+            return ModuleSpec(fullname, _StandInLoader(), is_package=fullname == PACKAGE)
+        if fullname.startswith(f"{PACKAGE}.") and _is_there(fullname):
+            return ModuleSpec(fullname, _RealLoader())
         return None
 
 
-class _Ready(Loader):
-    """Gives a module that is made already, with some more names in it."""
+def _is_there(fullname: str) -> bool:
+    folders = [f"{path}/_dynamo" for path in sys.modules["torch"].__path__]
+    return PathFinder.find_spec(fullname, folders) is not None
 
-    def __init__(self, module: ModuleType, names: Mapping[str, Any] = MappingProxyType({})) -> None:
-        self._module, self._names = module, names
 
-    def create_module(self, _: ModuleSpec) -> ModuleType:
-        return self._module
+class _StandInLoader(Loader):
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _StandIn(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        vars(module).update(self._names)
+        """There is nothing to execute."""
+
+
+class _RealLoader(Loader):
+    """Gives a module that the compiler's own import has made: executed once more, it would be another one than the compiler uses."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = _real(spec.name)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        vars(module)["__spec__"] = self._spec  # which the import that asked has replaced by the one that led here
