@@ -49,6 +49,9 @@ def _rank(rank: int, request: dict[str, Any]) -> int:
 def _main() -> int:
     request = json.loads(sys.argv[1])
     sys.path[:] = request["path"]
+    from ddp_trainer.resilience.compiler_import import postpone
+
+    postpone()  # as in a run's ranks: else each of them imports the compiler at its first DDP, 4 s of CPU
     importlib.import_module(request["target"].partition(":")[0])  # before the forks: torch's import is what costs
     children = []
     for rank in range(request["world_size"]):

@@ -7,16 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import PATIENCE_SECONDS, REPOSITORY, RUNS, Run
+from runs import PATIENCE_SECONDS, REPOSITORY, RUNS, WARM, Run
 
 from ddp_trainer.resilience.zygote import Zygote
 
 
+def environment(more=None):
+    """A run's: the test's own as it is now, where our code is, and what the test adds."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)]), **(more or {})}
+
+
 @pytest.fixture(scope="session")
 def warm():
-    zygote = Zygote.fork(
-        ("torch.distributed", "torch.nn.parallel", "torchvision.models", "ddp_trainer.resilience.agent", "ddp_trainer.cli")
-    )
+    zygote = Zygote.fork(WARM)
     zygote.wait_ready()
     yield zygote
     zygote.close()
@@ -39,8 +42,7 @@ def ddp(warm, cache_dir, tmp_path):
         arguments = [str(item) for item in argv]
         if argv[0] in {"local", "launch", "demo"}:
             arguments += ["--run-dir", str(home), "--set", f"data.cache_dir={cache_dir}"]
-        full = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(Path(__file__).parent)]), **(env or {})}
-        pid = warm.spawn("runs:run_command", {"argv": arguments}, full, log)
+        pid = warm.spawn("runs:run_command", {"argv": arguments}, environment(env), log)
         run = Run(warm, pid, log, home)
         RUNS[pid] = run
         started.append(run)
@@ -51,6 +53,19 @@ def ddp(warm, cache_dir, tmp_path):
         if run.code is None:
             warm.kill(run.pid, signal.SIGKILL)
             run.wait()
+
+
+@pytest.fixture
+def ddp_apart(warm, tmp_path):
+    """Run `ddp ...` to its end; its exit code, and what it wrote to stdout and to stderr."""
+
+    def run(*argv):
+        out, errors = (tmp_path / f"ddp-{len(RUNS)}.{stream}" for stream in ("out", "err"))
+        pid = warm.spawn("runs:run_apart", {"argv": [str(item) for item in argv], "errors": str(errors)}, environment(), out)
+        RUNS[pid] = Run(warm, pid, out, tmp_path)
+        return RUNS[pid].wait(), out.read_text(), errors.read_text()
+
+    return run
 
 
 @pytest.fixture
@@ -65,6 +80,12 @@ def smoke():
         "--set",
         "optim.lr=0.02",
     )
+
+
+@pytest.fixture
+def small(smoke):
+    """The same with a small network, for runs that are disturbed in the middle; see `small_network`."""
+    return (*smoke, "--set", "task.name=small_network:SmallNetwork")
 
 
 @pytest.fixture

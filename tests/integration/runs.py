@@ -13,6 +13,8 @@ from pathlib import Path
 from ddp_trainer.resilience.zygote import Zygote
 from ddp_trainer.telemetry.events import read_events, read_metrics
 
+WARM = ("torch.distributed", "torch.nn.parallel", "torchvision.models", "ddp_trainer.resilience.agent", "ddp_trainer.cli")
+"""What the warm process has imported."""
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 150.0
 
@@ -27,6 +29,14 @@ def run_command(argv):
     entrypoint.TERMINATION_LOG = Path(os.environ.get("TERMINATION_LOG", entrypoint.TERMINATION_LOG))
     sys.argv = ["ddp", *argv]
     main()
+
+
+def run_apart(argv, errors):
+    """Like `run_command`, with a file of its own for what goes to stderr."""
+    descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT, 0o644)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    run_command(argv)
 
 
 @dataclass

@@ -13,18 +13,17 @@ import asyncio
 import logging
 from collections.abc import Collection, Iterable, KeysView
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from ddp_operator.decide.facts import ClaimFacts, JobFacts, PodFacts, ProgressLook, RunFacts
 from ddp_operator.observe import news, slim
+from ddp_operator.observe.claim_users import ClaimUsers
 from ddp_operator.observe.newest import Newest
 from ddp_operator.observe.packed import PackedRun
 from ddp_operator.observe.shelf import Key, Shelf
 from ddp_operator.observe.slim import Seen
 
 Kind = Literal["run", "job", "claim", "pod"]
-USERS_NAMED: Final = 16
-"""TrainingRuns that a claim's `used_by` names at most."""
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +42,7 @@ class World:
         self._asked, self._answered = Newest(), Newest()
         self._pods_of_job: dict[Key, set[str]] = {}
         self._runs_of_job: dict[Key, set[str]] = {}
-        self._claims_of_run: dict[Key, tuple[str, ...]] = {}
-        self._runs_of_claim: dict[Key, set[str]] = {}
+        self._claim_users = ClaimUsers()
         self._dirty: dict[Key, None] = {}
         self._moved: dict[Key, None] = {}
         self._gathering: dict[Key, None] = {}
@@ -69,7 +67,7 @@ class World:
             if before.uid != seen.uid:
                 self._looks.pop(key, None)
         self._runs_of_job.setdefault(seen.facts.job, set()).add(seen.name)
-        self._link_claims(key, self._claims_wanted(seen.facts))
+        self._link_claims(key, seen.facts)
         if not is_renewal:
             self._mark(key)
         if before is None or _rank(before) != _rank(seen):
@@ -128,8 +126,7 @@ class World:
         if kind != "pod":
             {"run": self.put_run, "job": self.put_job, "claim": self.put_claim}[kind](body)
         elif not self._is_known(kind, body):
-            found = slim.pod(body)
-            if found is None:
+            if (found := slim.pod(body)) is None:
                 return None
             self.put_pod(namespace, found[0], found[1].facts, version)
         return namespace, name
@@ -166,12 +163,12 @@ class World:
         if seen is None:
             return None
         job = self._jobs.get(seen.facts.job)
-        claims = (self._claims.get((namespace, claim)) for claim in self._claims_of_run.get((namespace, name), ()))
+        claims = (self._claims.get((namespace, claim)) for claim in self._claim_users.claims_of((namespace, name)))
         return replace(
             seen.facts.unpacked(),
             job=job.facts if job else None,
             pods=self._pods_in_order(seen.facts.job, job.uid if job else ""),
-            claims=tuple(replace(claim.facts, used_by=self._users_of((namespace, claim.name))) for claim in claims if claim),
+            claims=tuple(replace(claim.facts, used_by=self._claim_users.named((namespace, claim.name))) for claim in claims if claim),
             progress=self.look_of(namespace, name),
             others_asked_at=self._asked.of_others((namespace, name)),
             others_answered_at=self._answered.of_others((namespace, name)),
@@ -195,8 +192,7 @@ class World:
 
     def unadopted(self) -> list[tuple[str, JobFacts]]:
         """(namespace, job) of each job that asks to be tracked, is not being deleted, and that no TrainingRun names, in order."""
-        found = [key for key, seen in self._jobs.items() if self._wants_adoption(key, seen.facts)]
-        return [(key[0], seen.facts) for key in sorted(found) if (seen := self._jobs.get(key))]
+        return [(key[0], seen.facts) for key, seen in sorted(self._jobs.items()) if self._wants_adoption(key, seen.facts)]
 
     def is_complete(self) -> bool:
         """Whether every kind was listed at least once, everywhere that lists are made of."""
@@ -247,7 +243,7 @@ class World:
         return [
             (key[0], seen.facts)
             for key, seen in sorted(self._claims.items())
-            if seen.facts.run and not seen.facts.deleted_at and key not in self._runs_of_claim and key not in mounted
+            if seen.facts.run and not seen.facts.deleted_at and key not in self._claim_users and key not in mounted
         ]
 
     def take_dirty(self) -> KeysView[Key]:
@@ -299,7 +295,7 @@ class World:
         else:
             self._looks.pop(key, None)
             _discard(self._runs_of_job, gone.facts.job, gone.name)
-            self._link_claims(key, ())
+            self._link_claims(key, None)
             self._mark(key)
             self._mark_rivals(gone.facts.job, key)
 
@@ -309,42 +305,26 @@ class World:
 
     def _mark_rivals(self, job: Key, key: Key) -> None:
         """The other runs that name this job: who of them acts may be another now."""
-        for name in sorted(self._runs_of_job.get(job, ())):
-            if (job[0], name) != key:
-                self._mark((job[0], name))
+        for name in sorted(self._runs_of_job.get(job, set()) - {key[1]}):
+            self._mark((job[0], name))
 
     def _touch_job(self, job: Key) -> None:
         """The job, or one of its pods, changed."""
         for name in sorted(self._runs_of_job.get(job, ())):
             if run := self._runs.get((job[0], name)):
-                self._link_claims((job[0], name), self._claims_wanted(run.facts))
+                self._link_claims((job[0], name), run.facts)
             self._mark((job[0], name))
 
     def _touch_claim(self, key: Key) -> None:
-        for run in sorted(self._runs_of_claim.get(key, ())):
-            self._mark((key[0], run))
+        for run in self._claim_users.runs_of(key):
+            self._mark(run)
 
-    def _claims_wanted(self, run: PackedRun) -> tuple[str, ...]:
-        """The claims that its spec names or its job mounts."""
-        job = self._jobs.get(run.job)
-        named = (run.claim,) if run.claim else ()
-        return tuple(dict.fromkeys(named + (job.facts.claims if job else ())))
-
-    def _link_claims(self, key: Key, claims: tuple[str, ...]) -> None:
-        before = self._claims_of_run.pop(key, ())
-        if claims:
-            self._claims_of_run[key] = claims
-        if claims == before:
-            return
-        for claim in before:
-            _discard(self._runs_of_claim, (key[0], claim), key[1])
-        for claim in claims:
-            self._runs_of_claim.setdefault((key[0], claim), set()).add(key[1])
-        for claim in {*before} ^ {*claims}:
-            self._touch_claim((key[0], claim))  # the others' `used_by`
-
-    def _users_of(self, claim: Key) -> tuple[str, ...]:
-        return tuple(sorted(self._runs_of_claim.get(claim, ()))[:USERS_NAMED])
+    def _link_claims(self, key: Key, run: PackedRun | None) -> None:
+        """A run uses the claims that its spec names or its job mounts; None: it is gone."""
+        job = self._jobs.get(run.job) if run else None
+        named = (run.claim,) if run and run.claim else ()
+        for claim in self._claim_users.link(key, tuple(dict.fromkeys(named + (job.facts.claims if job else ())))):
+            self._touch_claim(claim)  # the others' `used_by`
 
     def _pods_in_order(self, job: Key, job_uid: str) -> tuple[PodFacts, ...]:
         """Masters before workers, by index. Not those of a job that had the same name before: its end is not this job's."""

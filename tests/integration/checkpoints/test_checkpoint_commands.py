@@ -43,11 +43,17 @@ def spoil(run_dir, step):
     path.write_bytes(content)
 
 
-def ddp(*words, code=0):
-    done = subprocess.run([DDP, "checkpoints", *map(str, words)], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout if code in {0, 3} and done.stdout else done.stderr
+@pytest.fixture
+def checkpoints(ddp_apart):
+    """Run `ddp checkpoints ...`; gives what it printed, or its sentence where it printed nothing."""
+
+    def run(*words, code=0):
+        ended, printed, said = ddp_apart("checkpoints", *words)
+        assert ended == code, printed + said
+        assert "Traceback" not in said
+        return printed if code in {0, 3} and printed else said
+
+    return run
 
 
 def rows(text):
@@ -60,10 +66,10 @@ def everything_below(folder):
     return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
-def test_list_in_a_pipe_is_plain_columns_newest_first_and_reads_manifests_only(run_dir):
+def test_list_in_a_pipe_is_plain_columns_newest_first_and_reads_manifests_only(checkpoints, run_dir):
     spoil(run_dir, 20)
     (store_of(run_dir).folder(10) / "manifest.json").write_text("{")
-    found = rows(ddp("list", run_dir))
+    found = rows(checkpoints("list", run_dir))
     assert [(step, size, verdict) for step, _, size, verdict in found[:2]] == [
         ("30", str(FILES_BYTES), "not looked at"),
         ("20", str(FILES_BYTES), "not looked at"),
@@ -73,10 +79,10 @@ def test_list_in_a_pipe_is_plain_columns_newest_first_and_reads_manifests_only(r
     assert found[2][3].startswith("no: manifest invalid")
 
 
-def test_list_with_verify_hashes_and_moves_nothing(run_dir):
+def test_list_with_verify_hashes_and_moves_nothing(checkpoints, run_dir):
     spoil(run_dir, 20)
     before = everything_below(run_dir)
-    assert [row[3] for row in rows(ddp("list", run_dir, "--verify"))] == [
+    assert [row[3] for row in rows(checkpoints("list", run_dir, "--verify"))] == [
         "yes",
         "no: model.safetensors: SHA-256 differs from the manifest's",
         "yes",
@@ -106,41 +112,41 @@ def read_terminal(descriptor):
         return b""
 
 
-def test_verify_ends_with_3_if_one_is_bad_and_moves_nothing(run_dir):
-    assert [row[3] for row in rows(ddp("verify", run_dir))] == ["yes"] * 3
+def test_verify_ends_with_3_if_one_is_bad_and_moves_nothing(checkpoints, run_dir):
+    assert [row[3] for row in rows(checkpoints("verify", run_dir))] == ["yes"] * 3
     spoil(run_dir, 20)
     before = everything_below(run_dir)
-    assert "20" in ddp("verify", run_dir, code=3)
-    assert [row[0] for row in rows(ddp("verify", run_dir, "--step", 30))] == ["30"]
-    assert len(rows(ddp("verify", run_dir, "--step", 20, code=3))) == 1
+    assert "20" in checkpoints("verify", run_dir, code=3)
+    assert [row[0] for row in rows(checkpoints("verify", run_dir, "--step", 30))] == ["30"]
+    assert len(rows(checkpoints("verify", run_dir, "--step", 20, code=3))) == 1
     assert everything_below(run_dir) == before
 
 
-def test_verify_counts_another_version_as_not_verified(run_dir):
+def test_verify_counts_another_version_as_not_verified(checkpoints, run_dir):
     path = store_of(run_dir).folder(20) / "manifest.json"
     path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 9'))
-    assert "is of format version 9" in rows(ddp("verify", run_dir, code=3))[1][3]
+    assert "is of format version 9" in rows(checkpoints("verify", run_dir, code=3))[1][3]
 
 
-def test_prune_keeps_the_newest_and_always_the_newest_that_verifies(run_dir):
-    assert ddp("prune", run_dir, "--keep", 2) == "removed: 10\n"
+def test_prune_keeps_the_newest_and_always_the_newest_that_verifies(checkpoints, run_dir):
+    assert checkpoints("prune", run_dir, "--keep", 2) == "removed: 10\n"
     spoil(run_dir, 30)
-    assert ddp("prune", run_dir, "--keep", 1) == "removed: none\n"
+    assert checkpoints("prune", run_dir, "--keep", 1) == "removed: none\n"
     assert store_of(run_dir).steps() == [20, 30]
     assert store_of(run_dir).load_newest().manifest.step == 20
 
 
-def test_prune_is_refused_while_a_run_uses_the_directory(run_dir):
+def test_prune_is_refused_while_a_run_uses_the_directory(checkpoints, run_dir):
     lock = RunLock.acquire(run_dir, 0)
-    assert "is in use by another run" in ddp("prune", run_dir, "--keep", 1, code=3)
+    assert "is in use by another run" in checkpoints("prune", run_dir, "--keep", 1, code=3)
     assert store_of(run_dir).steps() == [10, 20, 30]
     lock.release()
-    assert ddp("prune", run_dir, "--keep", 1) == "removed: 10, 20\n"
+    assert checkpoints("prune", run_dir, "--keep", 1) == "removed: 10, 20\n"
 
 
-def test_export_writes_the_newest_good_model_and_says_how_to_load_it(run_dir, tmp_path):
+def test_export_writes_the_newest_good_model_and_says_how_to_load_it(checkpoints, run_dir, tmp_path):
     spoil(run_dir, 30)
-    text = ddp("export", run_dir, tmp_path / "out")
+    text = checkpoints("export", run_dir, tmp_path / "out")
     model = load_file(tmp_path / "out" / "model.safetensors")
     assert {f"model.{name}": tensor.tolist() for name, tensor in model.items()} == {
         name: tensor.tolist() for name, tensor in tensors_of(20).items() if name.startswith("model.")
@@ -156,8 +162,8 @@ def test_export_writes_the_newest_good_model_and_says_how_to_load_it(run_dir, tm
     assert network.count.item() == 20
 
 
-def test_export_takes_a_step_and_averaged_parameters_with_the_models_own_buffers(run_dir, tmp_path):
-    text = ddp("export", run_dir, tmp_path / "out", "--step", 10, "--ema")
+def test_export_takes_a_step_and_averaged_parameters_with_the_models_own_buffers(checkpoints, run_dir, tmp_path):
+    text = checkpoints("export", run_dir, tmp_path / "out", "--step", 10, "--ema")
     model = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(model["weight"], tensors_of(10)["ema.weight"])
     assert model["count"].item() == 10
@@ -177,33 +183,33 @@ def test_export_takes_a_step_and_averaged_parameters_with_the_models_own_buffers
         (["export", "OUT", "RUN/out"], "holds no checkpoints"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence_and_3(run_dir, tmp_path, words, sentence):
+def test_what_cannot_be_done_is_one_sentence_and_3(checkpoints, run_dir, tmp_path, words, sentence):
     spoil(run_dir, 20)
     (run_dir / "lock").touch()
-    said = ddp(*(word.replace("RUN", str(run_dir)).replace("OUT", str(tmp_path / "out")) for word in words), code=3)
+    said = checkpoints(*(word.replace("RUN", str(run_dir)).replace("OUT", str(tmp_path / "out")) for word in words), code=3)
     assert said.count("\n") == 1
     assert re.search(sentence, said), said
     assert not (tmp_path / "out").exists()
 
 
-def test_export_overwrites_nothing_and_does_not_invent_averages(run_dir, tmp_path):
+def test_export_overwrites_nothing_and_does_not_invent_averages(checkpoints, run_dir, tmp_path):
     out = tmp_path / "out"
-    ddp("export", run_dir, out)
+    checkpoints("export", run_dir, out)
     before = everything_below(out)
-    assert f"{out}/model.safetensors exists; remove it" in ddp("export", run_dir, out, code=3)
+    assert f"{out}/model.safetensors exists; remove it" in checkpoints("export", run_dir, out, code=3)
     assert everything_below(out) == before
     files = {name: content for name, content in files_of(40).items() if name != "ema.safetensors"}
     store_of(run_dir).commit(files, lambda entries: manifest_of(40, entries), 1)
-    assert "has no averaged parameters" in ddp("export", run_dir, tmp_path / "other", "--ema", code=3)
+    assert "has no averaged parameters" in checkpoints("export", run_dir, tmp_path / "other", "--ema", code=3)
     assert not (tmp_path / "other").exists()
 
 
-def test_a_wrong_number_is_a_wrong_command_line(run_dir):
-    assert "--keep" in ddp("prune", run_dir, "--keep", 0, code=2)
+def test_a_wrong_number_is_a_wrong_command_line(checkpoints, run_dir):
+    assert "--keep" in checkpoints("prune", run_dir, "--keep", 0, code=2)
     assert store_of(run_dir).steps() == [10, 20, 30]
 
 
-def test_exported_files_are_plain_safetensors(run_dir, tmp_path):
-    ddp("export", run_dir, tmp_path / "out")
+def test_exported_files_are_plain_safetensors(checkpoints, run_dir, tmp_path):
+    checkpoints("export", run_dir, tmp_path / "out")
     assert saved_tensors.load((tmp_path / "out" / "model.safetensors").read_bytes()).keys() == {"weight", "count"}
     assert verify(store_of(run_dir).folder(30)).step == 30  # and the checkpoint is as it was

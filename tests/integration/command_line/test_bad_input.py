@@ -89,23 +89,25 @@ def test_a_port_in_use_is_named(ddp, smoke):
         assert_sentence(ddp(*smoke, "--set", f"telemetry.port={port}"), 2, [f"port {port}", "telemetry.port"])
 
 
-def test_a_run_directory_of_another_configuration_says_which_keys_differ(ddp, smoke, tmp_path):
+def test_a_run_directory_of_another_configuration_says_which_keys_differ(ddp, small, tmp_path):
     home = tmp_path / "run"
-    assert ddp(*smoke, "--set", "optim.max_steps=2", run_dir=home).wait() == 0
+    assert ddp(*small, "--set", "optim.max_steps=2", run_dir=home).wait() == 0
     other = ("--set", "optim.max_steps=3", "--set", "run.seed=7")
-    assert_sentence(ddp(*smoke, *other, run_dir=home), 3, ["seed: 0 -> 7", "run.resume=force"])
-    forced = ddp(*smoke, *other, "--set", "run.resume=force", run_dir=home)
+    assert_sentence(ddp(*small, *other, run_dir=home), 3, ["seed: 0 -> 7", "run.resume=force"])
+    forced = ddp(*small, *other, "--set", "run.resume=force", run_dir=home)
     assert forced.wait() == 0, forced.output
     assert forced.of_kind("resume")[-1]["step"] == 2
 
 
-def test_two_runs_on_one_directory_are_refused(ddp, smoke, tmp_path):
+def test_two_runs_on_one_directory_are_refused(ddp, small, tmp_path):
     home = tmp_path / "run"
-    first = ddp(*smoke, "--set", "optim.max_steps=40", run_dir=home)
+    first = ddp(*small, "--set", "optim.max_steps=8", "--set", "fault_tolerance.hang_floor_seconds=600", run_dir=home)
     first.trained_to(1)
-    assert_sentence(ddp(*smoke, run_dir=home), 3, [f"in use by another run (process {first.pid})", "--run-dir"])
+    rank = first.pids("rank")[1]
+    os.kill(rank, signal.SIGSTOP)  # on any machine the first run is still there when the second one starts
+    assert_sentence(ddp(*small, run_dir=home), 3, [f"in use by another run (process {first.pid})", "--run-dir"])
     # the first one has not lost what it needs to recover: its agents' shared memory and names
-    os.kill(first.pids("rank")[1], signal.SIGKILL)
+    os.kill(rank, signal.SIGKILL)
     assert first.wait() == 0, first.output
     assert first.of_kind("restart")
 

@@ -10,7 +10,7 @@ SMALL = ("--config", REPOSITORY / "configs" / "smoke.json", "--set", "precision.
 
 
 def test_the_demo_loses_a_worker_recovers_and_says_what_was_seen(ddp):
-    run = ddp("demo", *SMALL, "--set", "optim.max_steps=24", "--set", "telemetry.eval_every_epochs=0.1")
+    run = ddp("demo", *SMALL, "--set", "optim.max_steps=16", "--set", "telemetry.eval_every_epochs=0.1")
     assert run.wait() == 0, run.output
     told = run.output
     assert "2 workers train resnet18 on 5,000 images (sample)" in told

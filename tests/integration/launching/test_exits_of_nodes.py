@@ -42,7 +42,7 @@ class Started:
 
 
 @pytest.fixture
-def node(ddp, smoke, tmp_path):
+def node(ddp, small, tmp_path):
     """Start node `index` of two on one run directory. A mounted file is empty and is written in place."""
     store_port = str(free_port())
 
@@ -51,7 +51,7 @@ def node(ddp, smoke, tmp_path):
         words.touch()
         place = {"PET_NODE_RANK": str(index), "PET_NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store_port}
         told = [part for setting in (*settings, f"telemetry.port={port}") for part in ("--set", setting)]
-        run = ddp("launch", *smoke[1:], *told, run_dir=tmp_path / "run", env={**place, "TERMINATION_LOG": str(words)})
+        run = ddp("launch", *small[1:], *told, run_dir=tmp_path / "run", env={**place, "TERMINATION_LOG": str(words)})
         return Started(run, f"http://127.0.0.1:{port}", words)
 
     return start

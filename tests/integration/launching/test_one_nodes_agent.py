@@ -11,6 +11,7 @@ from urllib.request import urlopen
 import pytest
 from runs import PATIENCE_SECONDS, REPOSITORY
 
+from ddp_trainer.checkpoint.lock import RunLock
 from ddp_trainer.launchers.local import free_port
 
 
@@ -27,6 +28,13 @@ def launched(tmp_path, cache_dir):
     process.kill()
     process.wait()
     process.stdout.close()
+
+
+@pytest.fixture
+def run_dir_in_use(tmp_path):
+    lock = RunLock.acquire(tmp_path / "run", wait_seconds=0)
+    yield
+    lock.release()
 
 
 def answer(url):
@@ -49,33 +57,32 @@ def has_torch(process):
     return "libtorch_cpu" in Path(f"/proc/{process.pid}/maps").read_text()
 
 
-def test_health_is_answered_before_torch_is_imported_and_goes_on_after(launched):
+def is_told_to_stop(process):
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=PATIENCE_SECONDS) == 143
+    return process.stdout.read()
+
+
+def test_health_is_answered_before_torch_is_imported_and_on_until_a_node_that_waits_for_its_peer_leaves_at_once_with_143(launched):
     process, address = launched
     wait_for(lambda: answer(address + "/healthz") == 200, process)
     assert not has_torch(process)
     wait_for(lambda: has_torch(process), process)
     wait_for(lambda: answer(address + "/progress") == 200, process)  # only the agent itself has a document
+    assert "asked to stop by SIGTERM" in is_told_to_stop(process)
 
 
-@pytest.mark.parametrize("moment", ["importing torch", "waiting for its peer"])
-def test_a_node_that_is_told_to_stop_while_it_starts_leaves_at_once_with_143(launched, moment):
+def test_a_node_that_is_told_to_stop_while_it_imports_torch_leaves_at_once_with_143(launched):
     process, address = launched
-    wait_for(lambda: answer(address + ("/healthz" if moment == "importing torch" else "/progress")) == 200, process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=PATIENCE_SECONDS) == 143
-    assert "asked to stop by SIGTERM" in process.stdout.read()
+    wait_for(lambda: answer(address + "/healthz") == 200, process)
+    assert "asked to stop by SIGTERM" in is_told_to_stop(process)
 
 
-def test_a_node_that_waits_for_the_run_directory_can_be_told_to_stop(launched, tmp_path):
-    first, address = launched
-    wait_for(lambda: answer(address + "/progress") == 200, first)
-    port = free_port()
-    other = [word.replace(address.rpartition(":")[2], str(port)) for word in first.args]
-    place = {"PET_NODE_RANK": "0", "PET_NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    with subprocess.Popen(other, env={**os.environ, **place}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as second:
-        line = second.stdout.readline()
-        while "in use" not in line:
-            assert line, "ended without a word"
-            line = second.stdout.readline()
-        second.send_signal(signal.SIGTERM)
-        assert second.wait(timeout=PATIENCE_SECONDS) == 143
+@pytest.mark.usefixtures("run_dir_in_use")  # before the node starts
+def test_a_node_that_waits_for_the_run_directory_can_be_told_to_stop(launched):
+    process, _ = launched
+    line = process.stdout.readline()
+    while "in use" not in line:
+        assert line, "ended without a word"
+        line = process.stdout.readline()
+    is_told_to_stop(process)

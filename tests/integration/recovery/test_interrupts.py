@@ -17,8 +17,8 @@ def all_gone(pids):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_stopping_the_supervisor_leaves_no_process(ddp, smoke, signum, code):
-    run = ddp(*smoke, "--set", "optim.max_steps=1000")
+def test_stopping_the_supervisor_leaves_no_process(ddp, small, signum, code):
+    run = ddp(*small, "--set", "optim.max_steps=1000")
     run.trained_to(2)
     tree = run.processes()
     assert sorted(tree.values()).count("rank") == 2
@@ -27,15 +27,15 @@ def test_stopping_the_supervisor_leaves_no_process(ddp, smoke, signum, code):
     assert all_gone(tree)
 
 
-def test_an_interrupted_run_goes_on_where_it_was(ddp, smoke, tmp_path):
+def test_an_interrupted_run_goes_on_where_it_was(ddp, small, tmp_path):
     home = tmp_path / "run"
-    run = ddp(*smoke, "--set", "optim.max_steps=14", run_dir=home)
+    run = ddp(*small, "--set", "optim.max_steps=14", run_dir=home)
     run.trained_to(5)
     run.until(lambda: run.of_kind("checkpoint"), "checkpoint")
     os.kill(run.pid, signal.SIGINT)
     assert run.wait() == 130
     left_at = run.progress["step"]
-    again = ddp(*smoke, "--set", "optim.max_steps=14", run_dir=home)
+    again = ddp(*small, "--set", "optim.max_steps=14", run_dir=home)
     assert again.wait() == 0, again.output
     (resume,) = again.of_kind("resume")
     assert resume["source"] == "disk"

@@ -16,9 +16,9 @@ def final_state(run):
     return {f"{file.stem}.{name}": tensor for file in newest.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
-def arguments(smoke, workers=4, procs=1):
+def arguments(small, workers=4, procs=1):
     sizes = ("--workers", workers, "--set", f"distributed.procs_per_node={procs}", "--set", f"optim.max_steps={STEPS}")
-    return (*smoke, *sizes, "--set", f"checkpoint.memory_every_steps={MEMORY_EVERY_STEPS}")
+    return (*small, *sizes, "--set", f"checkpoint.memory_every_steps={MEMORY_EVERY_STEPS}")
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +33,16 @@ def assert_same_state(state, reference):
 
 
 @pytest.fixture
-def reference(ddp, smoke, undisturbed):
+def reference(ddp, small, undisturbed):
     if not undisturbed:
-        run = ddp(*arguments(smoke))
+        run = ddp(*arguments(small))
         assert run.wait() == 0, run.output
         undisturbed.update(final_state(run))
     return undisturbed
 
 
-def test_a_killed_rank_recovers_mid_epoch_to_the_same_bits(ddp, smoke, reference):
-    run = ddp(*arguments(smoke))
+def test_a_killed_rank_recovers_mid_epoch_to_the_same_bits(ddp, small, reference):
+    run = ddp(*arguments(small))
     run.trained_to(7)
     os.kill(run.pids("rank")[2], signal.SIGKILL)
     assert run.wait() == 0, run.output
@@ -56,8 +56,8 @@ def test_a_killed_rank_recovers_mid_epoch_to_the_same_bits(ddp, smoke, reference
     assert_same_state(final_state(run), reference)
 
 
-def test_a_killed_agent_is_started_again_and_the_run_ends_with_the_same_bits(ddp, smoke, reference):
-    run = ddp(*arguments(smoke))
+def test_a_killed_agent_is_started_again_and_the_run_ends_with_the_same_bits(ddp, small, reference):
+    run = ddp(*arguments(small))
     run.trained_to(6)
     os.kill(run.pids("agent")[3], signal.SIGKILL)
     assert run.wait() == 0, run.output
@@ -65,8 +65,8 @@ def test_a_killed_agent_is_started_again_and_the_run_ends_with_the_same_bits(ddp
     assert_same_state(final_state(run), reference)
 
 
-def test_node_0s_agent_can_be_killed_and_the_others_wait_for_its_successor(ddp, smoke, reference):
-    run = ddp(*arguments(smoke))
+def test_node_0s_agent_can_be_killed_and_the_others_wait_for_its_successor(ddp, small, reference):
+    run = ddp(*arguments(small))
     run.trained_to(6)
     os.kill(run.pids("agent")[0], signal.SIGKILL)
     assert run.wait() == 0, run.output
@@ -74,16 +74,16 @@ def test_node_0s_agent_can_be_killed_and_the_others_wait_for_its_successor(ddp, 
     assert_same_state(final_state(run), reference)
 
 
-def test_a_killed_fork_server_is_the_end_of_its_agent_only(ddp, smoke, reference):
-    run = ddp(*arguments(smoke))
+def test_a_killed_fork_server_is_the_end_of_its_agent_only(ddp, small, reference):
+    run = ddp(*arguments(small))
     run.trained_to(6)
     os.kill(run.pids("zygote")[1], signal.SIGKILL)
     assert run.wait() == 0, run.output
     assert_same_state(final_state(run), reference)
 
 
-def test_two_agents_of_two_ranks_survive_one_rank_after_the_other(ddp, smoke, reference):
-    run = ddp(*arguments(smoke, workers=2, procs=2))
+def test_two_agents_of_two_ranks_survive_one_rank_after_the_other(ddp, small, reference):
+    run = ddp(*arguments(small, workers=2, procs=2))
     for times, index in enumerate((3, 0, 1)):
         run.trained_to(6, attempt=times + 1)
         os.kill(run.pids("rank")[index], signal.SIGKILL)
@@ -122,8 +122,8 @@ def test_a_loss_that_is_not_finite_ends_with_4_and_keeps_the_last_good_checkpoin
 
 
 @pytest.mark.parametrize("node", [0, 3])
-def test_an_agent_that_is_told_to_stop_says_preemption_and_its_successor_goes_on(ddp, smoke, reference, node):
-    run = ddp(*arguments(smoke))
+def test_an_agent_that_is_told_to_stop_says_preemption_and_its_successor_goes_on(ddp, small, reference, node):
+    run = ddp(*arguments(small))
     run.trained_to(6)
     os.kill(run.pids("agent")[node], signal.SIGTERM)
     assert run.wait() == 0, run.output

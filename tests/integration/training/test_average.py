@@ -12,12 +12,12 @@ STEPS = 12
 
 
 @pytest.fixture
-def averaged(ddp, smoke):
+def averaged(ddp, small):
     """Four ranks: at two, another order of summation could not show."""
 
     def start():
         settings = ("optim.ema_decay=0.9", f"optim.max_steps={STEPS}")
-        return ddp(*smoke, "--workers", 4, *(part for setting in settings for part in ("--set", setting)))
+        return ddp(*small, "--workers", 4, *(part for setting in settings for part in ("--set", setting)))
 
     return start
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from runs import WARM
+
+from ddp_trainer.resilience.zygote import Zygote
 
 HERE = Path(__file__).parent
 COMPILER = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
@@ -28,6 +31,15 @@ class Start:
     """Graphs that came from the cache, by rank."""
     sources: list[str]
     """C++ files that the compiler was given. Torch's precompiled header is none: it is kept below /tmp, and made again where it is not."""
+
+
+@pytest.fixture(scope="module")
+def warm():
+    """With the compiler in it: its import, seconds for each rank, is not what is compiled."""
+    zygote = Zygote.fork((*WARM, "torch._inductor.compile_fx", "torch._inductor.codegen.cpp", "torch.export"))
+    zygote.wait_ready()
+    yield zygote
+    zygote.close()
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 """A program, not a test: a writer that is killed by SIGKILL between any two operations of a commit.
 
-Usage: killed_writer.py places FOLDER | killed_writer.py chance FOLDER KILLS SEED.
+Usage: killed_writer.py FOLDER KILLS SEED. Both kinds of kills, since torch takes longer to import than most of them.
 
-`places`: in each scenario it copies the starting state, forks a writer that kills itself before its n-th operation (which is after the one
+At each place: in each scenario it copies the starting state, forks a writer that kills itself before its n-th operation (after the one
 before it), and prints one JSON line: {"scenario", "place", "killed", "root"}; n grows until a writer lives.
 
-`chance`: one run that never ends well. Each writer starts as a start of a run does (clear, load the newest), then commits step after step
+By chance: one run that never ends well. Each writer starts as a start of a run does (clear, load the newest), then commits step after step
 until it is killed at an operation drawn by lot, in whichever thread; after each, one JSON line: {"before", "acknowledged", "found",
 "good"}: the newest step at its start, the newest whose commit returned, and what loads afterwards.
 
@@ -15,6 +15,7 @@ profiling hook in all its threads: the store is not patched, and an operation th
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -76,6 +77,7 @@ def play(scenario: str, folder: Path) -> None:
 
 def play_chance(root: Path, kills: int, seed: int) -> None:
     lots = random.Random(seed)
+    root.parent.mkdir()
     place = os.open(root.with_name("place"), os.O_RDWR | os.O_CREAT)
     newest = None
     for _ in range(kills):
@@ -111,9 +113,9 @@ def say(**words: Any) -> None:
 
 if __name__ == "__main__":
     saved_tensors.load(saved_tensors.save(tensors_of(0)))  # whatever is imported at the first use is imported before the forks
-    mode, where = sys.argv[1], Path(sys.argv[2])
-    if mode == "places":
-        for name in SCENARIOS:
-            play(name, where / name)
-    else:
-        play_chance(where / "checkpoints", int(sys.argv[3]), int(sys.argv[4]))
+    gc.collect()
+    gc.freeze()  # a collection in a writer would copy all of torch's pages
+    where = Path(sys.argv[1])
+    for name in SCENARIOS:
+        play(name, where / name)
+    play_chance(where / "chance" / "checkpoints", int(sys.argv[2]), int(sys.argv[3]))

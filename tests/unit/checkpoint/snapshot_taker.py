@@ -1,4 +1,8 @@
-"""A process that takes snapshots until it is killed: python snapshot_taker.py DESCRIPTOR [STOP_IN_FILL_OF]"""
+"""A program, not a test: it imports torch once, and forks processes that take snapshots until they are killed.
+
+Usage: snapshot_taker.py DESCRIPTOR. Each line of its input, STOP_IN_FILL_OF (-1: never), starts one; it prints the process's number, each
+step that has been taken, and, when the process has ended, "ended" with the signal's number.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,8 @@ def take(memory: SnapshotMemory, image: Image, step: int, torn_step: int) -> Non
     print(step, flush=True)
 
 
-def main() -> None:
-    memory, torn_step = SnapshotMemory(int(sys.argv[1])), int(sys.argv[2]) if len(sys.argv) > 2 else -1
+def take_all(descriptor: int, torn_step: int) -> None:
+    memory = SnapshotMemory(descriptor)
     image = Image.of({"model.w": torch.zeros(SIZE), "optimizer.w.momentum_buffer": torch.zeros(SIZE)})
     memory.reserve(image, slots=2)
     newest = memory.newest()
@@ -37,4 +41,9 @@ def main() -> None:
         take(memory, image, step, torn_step)
 
 
-main()
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        print(os.getpid(), flush=True)
+        take_all(int(sys.argv[1]), int(line))
+    print("ended", os.WTERMSIG(os.waitpid(pid, 0)[1]), flush=True)

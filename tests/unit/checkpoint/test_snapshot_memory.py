@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -143,8 +145,25 @@ def test_too_little_memory_is_one_sentence(monkeypatch):
         mine.reserve(IMAGE, 3)
 
 
-def start_taker(descriptor, *arguments):
-    return subprocess.Popen([sys.executable, TAKER, str(descriptor), *map(str, arguments)], pass_fds=[descriptor], stdout=subprocess.PIPE)
+@pytest.fixture(scope="module")
+def takers():
+    """A memory, and a process that forks takers of snapshots into it."""
+    descriptor = SnapshotMemory.create()
+    command = [sys.executable, TAKER, str(descriptor)]
+    with subprocess.Popen(command, pass_fds=[descriptor], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        yield descriptor, program
+        program.kill()
+
+
+def start_taker(program, stop_in_fill_of=-1):
+    """Its pid; what follows in the program's output are the steps that it has taken."""
+    program.stdin.write(f"{stop_in_fill_of}\n")
+    program.stdin.flush()
+    return int(program.stdout.readline())
+
+
+def steps_until_killed(program):
+    return [int(step) for step in iter(program.stdout.readline, f"ended {signal.SIGKILL:d}\n")]
 
 
 def check(descriptor, at_least):
@@ -157,19 +176,22 @@ def check(descriptor, at_least):
     return newest.step
 
 
-def test_a_rank_killed_in_the_middle_of_a_snapshot_leaves_the_one_before():
-    descriptor = SnapshotMemory.create()
-    with start_taker(descriptor, 5) as taker:
-        assert taker.wait(60) == -9
-        assert taker.stdout.read().split()[-1] == b"4"
-    assert check(descriptor, 4) == 4
+def test_a_rank_killed_in_the_middle_of_a_snapshot_leaves_the_one_before(takers):
+    descriptor, program = takers
+    newest = SnapshotMemory(descriptor).newest()
+    before = newest.step if newest else 0
+    start_taker(program, stop_in_fill_of=before + 5)
+    assert steps_until_killed(program) == [before + 1, before + 2, before + 3, before + 4]
+    assert check(descriptor, 4) == before + 4
 
 
-def test_ranks_killed_at_random_never_leave_a_torn_snapshot():
-    descriptor, reached, chance = SnapshotMemory.create(), 0, random.Random(3)
+def test_ranks_killed_at_random_never_leave_a_torn_snapshot(takers):
+    descriptor, program = takers
+    reached, chance = 0, random.Random(3)
     for _ in range(6):
-        with start_taker(descriptor) as taker:
-            for _ in range(chance.randrange(2, 400)):
-                said = int(taker.stdout.readline())
-            taker.kill()
+        pid = start_taker(program)
+        for _ in range(chance.randrange(2, 400)):
+            said = int(program.stdout.readline())
+        os.kill(pid, signal.SIGKILL)
+        steps_until_killed(program)
         reached = check(descriptor, max(said, reached))

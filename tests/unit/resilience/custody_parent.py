@@ -11,8 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ddp_trainer.checkpoint.snapshot import SnapshotMemory
-from ddp_trainer.resilience.zygote import Death, Zygote
+from ddp_trainer.resilience.compiler_import import postpone
+
+postpone()  # as an agent does
+
+from ddp_trainer.checkpoint.snapshot import SnapshotMemory  # noqa: E402
+from ddp_trainer.resilience.zygote import Death, Zygote  # noqa: E402
 
 BENCHES = 64
 

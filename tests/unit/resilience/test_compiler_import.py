@@ -1,5 +1,9 @@
-"""torch's compiler is imported by nobody who does not compile, and is whole for whoever does. Each in a process: imports are for good."""
+"""torch's compiler is imported by nobody who does not compile, and is whole for whoever does. Each in a process: imports are for good.
 
+Forks of a process with torch, as ranks are; only the training that knows nothing of all this starts from nothing.
+"""
+
+import functools
 import subprocess
 import sys
 
@@ -7,13 +11,12 @@ import pytest
 
 TRAIN = """
 import os, sys
-from ddp_trainer.resilience.compiler_import import postpone
-{first}
 import torch, torch.distributed, torch.nn.parallel
 from torchvision import models
 
 os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
 torch.manual_seed(1)
+torch.set_num_threads(1)  # another number of threads gives other bits
 torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 model = torch.nn.parallel.DistributedDataParallel(models.resnet18(num_classes=4))
 images = torch.randn(2, 3, 32, 32)
@@ -45,6 +48,37 @@ assert config is torch._dynamo.config is sys.modules["torch._dynamo.config"]
 import torch._dynamo.tensor_version_op
 assert torch._dynamo.tensor_version_op is sys.modules["torch._dynamo.tensor_version_op"]
 """,
+    "a graph break of its own": """
+import torch._dynamo as dynamo
+from torch._dynamo import graph_break
+graphs = []
+def backend(graph, inputs):
+    graphs.append(graph)
+    return graph.forward
+def broken(x):
+    y = x + 1
+    graph_break()
+    return y * 2
+torch.compile(broken, backend=backend)(torch.ones(2))
+assert graph_break is dynamo.graph_break is dynamo.decorators.graph_break
+assert len(graphs) == 2
+""",
+    "a question whether modules exist": """
+from importlib.util import find_spec
+assert find_spec("torch._dynamo.nowhere") is None
+assert find_spec("torch._dynamo.config") is not None
+assert "sympy" not in sys.modules
+import torch._dynamo.config as config
+assert config is torch._dynamo.convert_frame.config
+""",
+    "it a second time, after an import that failed": """
+sys.modules["sympy"] = None
+try:
+    torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))
+except ImportError:
+    del sys.modules["sympy"]
+torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))
+""",
     "torchvision's question": """
 from torchvision.ops.roi_align import is_compile_supported
 before = is_compile_supported
@@ -70,25 +104,48 @@ assert torch.optim.Optimizer.add_param_group.__wrapped__.__dynamo_disable._torch
 optimizer.step()
 print("whole")
 """
+POSTPONED_LATE = """
+from ddp_trainer.resilience.compiler_import import postpone
+there, finders = torch._dynamo, list(sys.meta_path)
+postpone()
+import torch._dynamo
+print(torch._dynamo is sys.modules["torch._dynamo"] is there, sys.meta_path == finders)
+"""
 
 
-def output_of(script):
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+@pytest.fixture(scope="module")
+def plain():
+    """What a training says that nobody has told to postpone anything, and what becomes of its compiler when it is told so afterwards."""
+    ended = subprocess.run([sys.executable, "-c", TRAIN + POSTPONED_LATE], capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout.split()
 
 
-def test_training_gives_the_same_bits_without_the_compiler():
-    plain, is_imported = output_of(TRAIN.format(first=""))
+@pytest.fixture(scope="module")
+def postponed(warm_parent, tmp_path_factory):
+    """What a fork says that trains, and then uses the compiler; each use is tried once."""
+    folder = tmp_path_factory.mktemp("forks")
+
+    @functools.cache
+    def output_of(use):
+        out, log = folder / f"{use}.out", folder / f"{use}.log"
+        code = warm_parent.run("executes", script=TRAIN + USES[use] + AFTERWARDS, out=str(out), log=log)
+        assert code == 0, log.read_text()
+        return out.read_text().split()
+
+    return output_of
+
+
+def test_training_gives_the_same_bits_without_the_compiler(plain, postponed):
+    parameters, is_imported, *_ = plain
     assert is_imported == "True"
-    assert output_of(TRAIN.format(first="postpone()")) == [plain, "False"]
+    assert postponed("torch.compile")[:2] == [parameters, "False"]
 
 
 @pytest.mark.parametrize("use", USES)
-def test_the_compiler_is_whole_for_whoever_uses_it(use):
-    assert output_of(TRAIN.format(first="postpone()") + USES[use] + AFTERWARDS)[1:] == ["False", "whole"]
+def test_the_compiler_is_whole_for_whoever_uses_it(postponed, use):
+    assert postponed(use)[1:] == ["False", "whole"]
 
 
-def test_a_compiler_that_is_there_stays():
-    script = TRAIN.format(first="import torch._dynamo; there = torch._dynamo; postpone()")
-    assert output_of(script + "assert torch._dynamo is sys.modules['torch._dynamo'] is there")[1:] == ["True"]
+def test_a_compiler_that_is_there_stays(plain):
+    assert plain[2:] == ["True", "True"]

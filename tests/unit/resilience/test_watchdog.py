@@ -309,6 +309,7 @@ STEP_SECONDS = st.floats(0.02, 20.0)
 
 
 @given(STEP_SECONDS, st.floats(0.02, 300.0), st.integers(0, 40), st.integers(1, 40))
+@settings(max_examples=40)  # each of them is some 1,000 looks
 def test_machine_that_is_slowed_five_times_in_the_middle_raises_no_alarm(step_seconds, first_step_seconds, before, after):
     node = Node(2).started(max(step_seconds, first_step_seconds))
     assert node.trains(before, step_seconds) is None

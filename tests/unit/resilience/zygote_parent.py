@@ -10,8 +10,10 @@ import sys
 from dataclasses import astuple
 from pathlib import Path
 
+from ddp_trainer.resilience.compiler_import import postpone
 from ddp_trainer.resilience.zygote import Zygote
 
+postpone()  # as an agent does
 zygote = Zygote.fork(json.loads(sys.argv[1]))
 methods = {
     "pid": lambda: zygote.pid,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -42,6 +43,12 @@ def speaks(out: str, err: str) -> None:
     print(out)
     print(err, file=sys.stderr)
     os.write(1, b"from below\n")
+
+
+def executes(script: str, out: str) -> None:
+    """Run a program's text; what it prints goes to `out`."""
+    with Path(out).open("w", encoding="utf-8") as lines, contextlib.redirect_stdout(lines):
+        exec(script, {"__name__": "__main__"})
 
 
 def tells(path: str) -> None:
