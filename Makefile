@@ -9,7 +9,7 @@ PEERS := $(VENV)/.peers
 IMAGES := $(firstword $(wildcard $(filter %.tar %.tar.gz %.tgz,$(DATA)) ../shared/data/cifar10-jpeg.tar.gz))
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 demo: $(READY) ## train on 4 workers for some minutes, lose one, recover, report; DATA=full downloads, DATA=<path> uses yours
 	@$(BIN)/ddp demo --config configs/demo.json --data $(DATA)
@@ -20,13 +20,16 @@ test: $(READY) ## unit and integration tests, with real processes
 lint: $(READY) ## style, types, and the arrows between the parts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
-bench: $(PEERS) ## speed, start, recovery, checkpoints, memory, each beside its peers (about 110 minutes on 2 cores); DATA=<tar> adds growth
+bench: $(PEERS) ## speed, start, recovery, checkpoints, barrier, memory, each beside its peers (about 2 hours on 2 cores); DATA=<tar> adds growth
 	@$(BIN)/python benchmarks/throughput.py && $(BIN)/python benchmarks/startup.py
-	@$(BIN)/python benchmarks/recovery.py && $(BIN)/python benchmarks/checkpoints.py
+	@$(BIN)/python benchmarks/recovery.py && $(BIN)/python benchmarks/checkpoints.py && $(BIN)/python benchmarks/barrier.py
 	@$(BIN)/python benchmarks/memory.py $(IMAGES:%=--source %)
 
 bench-gpu: $(PEERS) ## what only a GPU can show: speed beside its limit, time to 94 % accuracy; says so where there is none
 	@$(BIN)/python benchmarks/gpu.py $(IMAGES:%=--source %)
+
+bench-operator: $(PEERS) ## the operator with 1,000 runs, beside Kubeflow's own, on the cluster of kind-up
+	@$(BIN)/python benchmarks/operator_scale.py
 
 chaos: $(READY) ## disturb real runs in every way we know of; prints one table (at most 30 minutes on 2 cores); CASES="rank agent_0" for some
 	@$(BIN)/python tests/chaos/run.py $(CASES)
@@ -55,5 +58,5 @@ $(READY): requirements/install.sh requirements/bootstrap.txt requirements/locked
 $(PEERS): $(READY) requirements/bench.txt
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv --quiet pip install --no-deps --require-hashes -r requirements/bench.txt && touch $@
 
-.PHONY: help demo test lint bench bench-gpu chaos images kind-up kind-down e2e manifests clean
+.PHONY: help demo test lint bench bench-gpu bench-operator chaos images kind-up kind-down e2e manifests clean
 .DEFAULT_GOAL := help
