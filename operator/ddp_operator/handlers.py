@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import kopf
 
-from ddp_operator.act.api_client import configuration
+from ddp_operator.act.api_client import configuration, proxy_for
 from ddp_operator.api.trainingrun import GROUP, PLURAL, VERSION
 from ddp_operator.observe.life import Life
 from ddp_operator.observe.world import World
@@ -78,8 +78,9 @@ async def login(**_: Any) -> kopf.ConnectionInfo:
         token=token.strip() or None,
         certificate_path=found.cert_file,
         private_key_path=found.key_file,
-        proxy_url=found.proxy,
-        trust_env=True,  # as our own client does
+        # looked up as for our own client: a session that trusts the environment also sends what ~/.netrc says in place of our token
+        proxy_url=found.proxy or proxy_for(found.host),
+        trust_env=False,
     )
 
 

@@ -47,7 +47,7 @@ from ddp_operator.web.server import Sources, serve
 
 ENVIRONMENT_PREFIX: Final = "DDP_OPERATOR__"
 OWN_NAMESPACE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-LONGEST_LAG_SECONDS: Final = 60.0
+LONGEST_STALL_SECONDS: Final = 60.0
 SERVER_AWAY_SECONDS: Final = 15.0
 """So long without any answer, and it is the server that is away: not ready, but alive, for as long as that lasts."""
 RECOVERY_SECONDS: Final = 45.0
@@ -264,9 +264,11 @@ class Process:
         """Why this process should be restarted. A server that is away, or busy, is no reason: a restart would not bring it back."""
         now = time.monotonic()
         is_hindered = self._away_seconds() > SERVER_AWAY_SECONDS or now - max(self._api.back_at, self._api.busy_at) < RECOVERY_SECONDS
-        found = [] if is_hindered else self._life.silent()
-        if self._lease.is_leader() and self._reconciler.lag_seconds > LONGEST_LAG_SECONDS:
-            found = [*found, f"A change has waited {self._reconciler.lag_seconds:.0f} s to be shown in a status."]
+        if is_hindered:
+            return []
+        found, stalled_seconds = self._life.silent(), self._reconciler.stalled_seconds
+        if self._lease.is_leader() and stalled_seconds > LONGEST_STALL_SECONDS:
+            found = [*found, f"A change has waited {stalled_seconds:.0f} s to be shown in a status, and nothing was written meanwhile."]
         return found
 
     def ready(self) -> list[str]:

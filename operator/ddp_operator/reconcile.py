@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,16 +19,16 @@ from functools import partial
 from typing import Final
 
 from ddp_operator.act.actions import carry_out
-from ddp_operator.act.adopt import NameTakenError, adopt
+from ddp_operator.act.backoff import backoff_seconds
 from ddp_operator.act.bystanders import Bystanders, reporting
 from ddp_operator.act.events import Events
 from ddp_operator.act.old_crd import OldCrd
+from ddp_operator.act.orphans import Orphans
 from ddp_operator.act.status import GONE, INVALID, ConflictError, path_of, write_status
 from ddp_operator.api.trainingrun import TrainingRunStatus
-from ddp_operator.api.words import EventReason
 from ddp_operator.decide.decide import decide
 from ddp_operator.decide.decision import Decision, DeletePod, Event
-from ddp_operator.decide.facts import JobFacts, RunFacts
+from ddp_operator.decide.facts import RunFacts
 from ddp_operator.decide.quiet import is_renewal
 from ddp_operator.observe.api import Api, ApiError
 from ddp_operator.observe.world import World
@@ -38,7 +37,10 @@ from ddp_operator.turns import Key, Turns
 
 Decide = Callable[[RunFacts, float, float], Decision]
 
-WORKERS: Final = 16
+CHANGE_WORKERS: Final = 16
+RENEWAL_WORKERS: Final = 8
+"""For runs that time, or mere numbers, make due. Of one pool for both, a server that takes half a second for each write would leave nothing
+to the changes: a thousand runs renew their numbers sixty times a second."""
 BATCH_SECONDS: Final = 0.2
 """Changes come in flocks (four pods of one job): one decision serves them all."""
 IDLE_SECONDS: Final = 1.0
@@ -47,10 +49,6 @@ RENEWAL_LOOKS: Final = 1.5
 follow. At each look, a thousand runs would be a hundred writes a second: half a core here, and more on the API server."""
 SOONEST_SECONDS: Final = 0.2
 """However soon a decision wants to be looked at again: a clock that stands still must not spin the loop."""
-FIRST_BACKOFF_SECONDS: Final = 0.5
-LONGEST_BACKOFF_SECONDS: Final = 30.0
-ADOPT_AFTER_SECONDS: Final = 2.0
-"""A chart makes the job first and its TrainingRun a moment later: adopting in between would take the name."""
 EVENT_ATTEMPTS: Final = 3
 EVENT_PAUSE_SECONDS: Final = 1.0
 
@@ -65,7 +63,6 @@ class Counts:
     writes: int = 0
     conflicts: int = 0
     errors: int = 0
-    adopted: int = 0
     events: int = 0
     events_lost: int = 0
     pruned: int = 0
@@ -101,21 +98,25 @@ class Reconciler:
         self._write_seconds = settings.lease_seconds / 3
         self._renewal_seconds = RENEWAL_LOOKS * settings.progress_seconds
         self._turns = Turns(self._renewal_seconds)
-        self._working: dict[Key, tuple[float, asyncio.Task[None]]] = {}
-        """Since when it had waited, and its worker."""
+        self._working: dict[Key, _Worker] = {}
         self._trouble: dict[Key, _Trouble] = {}
-        self._orphans: dict[Key, _Orphan] = {}
-        """Jobs without a run, by namespace and uid."""
+        self.orphans = Orphans(world, api, is_leader, self._tell, monotonic, self._write_seconds)
         self._old_crd = OldCrd(monotonic)
         self._bystanders = Bystanders()
         self._led = False
+        self._wrote_at = float("-inf")
         self.counts = Counts()
 
     @property
     def lag_seconds(self) -> float:
         """How long the oldest change has been waiting to be shown. Runs in trouble are not in it: they wait on purpose."""
-        starts = [*self._turns.since(), *(since for key, (since, _) in self._working.items() if key not in self._trouble)]
+        starts = [*self._turns.since(), *(worker.since for key, worker in self._working.items() if key not in self._trouble)]
         return self._monotonic() - min(starts) if starts else 0.0
+
+    @property
+    def stalled_seconds(self) -> float:
+        """The same, counted at most from the last write that succeeded: a loop that is late, but writes, would be later after a restart."""
+        return min(self.lag_seconds, self._monotonic() - self._wrote_at)
 
     @property
     def troubled(self) -> dict[Key, str]:
@@ -130,12 +131,10 @@ class Reconciler:
                 await asyncio.sleep(BATCH_SECONDS)
                 self.turn()
         finally:
-            workers = [worker for _, worker in self._working.values()] + [
-                orphan.worker for orphan in self._orphans.values() if orphan.worker
-            ]
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+            tasks = [*(worker.task for worker in self._working.values()), *self.orphans.tasks()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def turn(self) -> None:
         """Take what has changed and what is due, and start workers for it. Never blocks."""
@@ -156,25 +155,38 @@ class Reconciler:
         for key in moved:
             if key not in self._trouble:
                 self._turns.move(key, now)
-        self._turns.pass_on(now)
+        self._turns.pass_on(now, self._trouble)
         self._start_workers()
         if self._settings.adopt:
-            self._look_for_orphans(now)
+            self.orphans.look()
 
     def _pause(self) -> float:
         return min(self._turns.pause_seconds(self._monotonic()), IDLE_SECONDS)
 
     def _start_workers(self) -> None:
-        while len(self._working) < WORKERS and (taken := self._turns.take(self._working)) is not None:
-            key, since = taken
-            worker = asyncio.create_task(self._round(key), name=f"reconcile {'/'.join(key)}")
-            self._working[key] = (since, worker)
-            worker.add_done_callback(partial(self._ended, key))
+        for is_change, most, take in (
+            (True, CHANGE_WORKERS, self._turns.take_changed),
+            (False, RENEWAL_WORKERS, self._turns.take_timed),
+        ):
+            free = most - sum(worker.is_change is is_change for worker in self._working.values())
+            while free > 0 and (taken := take(self._working)) is not None:
+                free -= 1
+                key, since = taken
+                task = asyncio.create_task(self._round(key), name=f"reconcile {'/'.join(key)}")
+                self._working[key] = _Worker(task, since, is_change)
+                task.add_done_callback(partial(self._ended, key))
 
     def _ended(self, key: Key, _: asyncio.Task[None]) -> None:
         self._working.pop(key, None)
-        if self._led:
+        if self._led and self._is_leader():  # else `turn` decides whether to go on or to forget
             self._start_workers()
+
+    def _still_leads(self, key: Key) -> bool:
+        """Whether a round may go on. If not, the run keeps its turn: a leader may lose the lease for a moment only."""
+        if not self._is_leader():
+            self._turns.change(key, self._monotonic())
+            return False
+        return True
 
     # --- one round of one run
 
@@ -195,7 +207,8 @@ class Reconciler:
             self._try_again(key, f"this is a bug of the operator: {error!r}", None)
             _log.exception("Run %s/%s could not be looked at; please report this.", *key, extra=_fields(key))
         else:
-            self._trouble.pop(key, None)
+            if self._trouble.pop(key, None):
+                self._turns.change(key, self._monotonic())  # what changed while it was in trouble was not noted
 
     async def _decide_and_act(self, key: Key) -> None:
         facts = self._world.facts_of(*key)
@@ -212,12 +225,13 @@ class Reconciler:
             decision = replace(decision, actions=())
         self.counts.decisions += 1
         self._turns.looked_at(key, self._monotonic(), max(decision.look_again_seconds, SOONEST_SECONDS))
-        if not self._is_leader():
+        if not self._still_leads(key):
             return
         compared = stored if self._old_crd.is_written_again(key) else facts
         body = await write_status(self._api, compared, decision.status, timeout_seconds=self._write_seconds)
         if body is not None:
             self.counts.writes += 1
+            self._wrote_at = self._monotonic()
             self._world.put_run(body, is_renewal=is_renewal(facts.status, decision.status))
             _log_change(facts, decision.status)
             self.counts.pruned += self._old_crd.note_written(key, decision.status, body, self._world.facts_of(*key))
@@ -230,7 +244,7 @@ class Reconciler:
 
     async def _act(self, facts: RunFacts, decision: Decision) -> ConflictError | ApiError | None:
         for action in decision.actions:
-            if not self._is_leader():
+            if not self._still_leads((facts.namespace, facts.name)):
                 return None
             name = type(action).__name__
             target = action.pod if isinstance(action, DeletePod) else action.job
@@ -269,66 +283,27 @@ class Reconciler:
     def _try_again(self, key: Key, sentence: str, retry_after_seconds: float | None) -> None:
         trouble = self._trouble.setdefault(key, _Trouble())
         trouble.attempts += 1
-        pause = max(_backoff_seconds(trouble.attempts), retry_after_seconds or 0.0)
+        pause = max(backoff_seconds(trouble.attempts), retry_after_seconds or 0.0)
         self._turns.due[key] = self._monotonic() + pause
         if trouble.sentence != sentence:
             trouble.sentence = sentence
             level = logging.WARNING if trouble.attempts > 1 else logging.INFO
             _log.log(level, "Tried again in %.1f s: %s", pause, sentence, extra=_fields(key))
 
-    # --- adoption
 
-    def _look_for_orphans(self, now: float) -> None:
-        found = {(namespace, job.uid): job for namespace, job in self._world.unadopted()}
-        for key in [key for key, orphan in self._orphans.items() if key not in found and orphan.worker is None]:
-            del self._orphans[key]
-        for key, job in found.items():
-            orphan = self._orphans.setdefault(key, _Orphan(now + ADOPT_AFTER_SECONDS))
-            if orphan.worker is None and orphan.due_at <= now:
-                orphan.worker = asyncio.create_task(self._adopt(key[0], job, orphan), name=f"adopt {key[0]}/{job.name}")
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """A round under way. `since`: when its run began to wait for it."""
 
-    async def _adopt(self, namespace: str, job: JobFacts, orphan: _Orphan) -> None:
-        try:
-            if not self._is_leader():
-                return
-            body = await adopt(self._api, namespace, job, timeout_seconds=self._write_seconds)
-            self.counts.adopted += 1
-            self._world.put_run(body)
-            run = self._world.facts_of(namespace, body.get("metadata", {}).get("name", ""))
-            _log.info("Adopted PyTorchJob %s.", job.name, extra=_fields((namespace, job.name)))
-            if run is not None:
-                await self._tell(
-                    run, Event(EventReason.ADOPTED, f"PyTorchJob {job.name} is labelled to be tracked, and is looked after now.")
-                )
-        except (NameTakenError, ApiError) as error:
-            if str(error) != orphan.sentence:
-                orphan.sentence = str(error)
-                _log.warning("PyTorchJob %s was not adopted: %s", job.name, error, extra=_fields((namespace, job.name)))
-        except Exception:  # as in a round: one job's trouble is not the others'
-            _log.exception("PyTorchJob %s could not be adopted; please report this.", job.name, extra=_fields((namespace, job.name)))
-        finally:
-            orphan.attempts += 1
-            orphan.due_at = self._monotonic() + _backoff_seconds(orphan.attempts + 2)
-            orphan.worker = None
+    task: asyncio.Task[None]
+    since: float
+    is_change: bool
 
 
 @dataclass(slots=True)
 class _Trouble:
     attempts: int = 0
     sentence: str = ""
-
-
-@dataclass(slots=True)
-class _Orphan:
-    due_at: float
-    attempts: int = 0
-    sentence: str = ""
-    worker: asyncio.Task[None] | None = None
-
-
-def _backoff_seconds(attempts: int) -> float:
-    longest = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(attempts - 1, 10), LONGEST_BACKOFF_SECONDS)
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311  # spreads the attempts of many runs
 
 
 def _log_change(facts: RunFacts, status: TrainingRunStatus) -> None:

@@ -1,6 +1,7 @@
-"""Whose turn it is: runs that have changed go before those that time, or mere numbers, make due; each in the order of its coming.
+"""Whose turn it is: two queues, each in the order of its coming: runs that have changed, and those that time, or mere numbers, make due.
 
-The second kind is not starved: it waits at most `PATIENCE_SECONDS` longer than a change that came at the same moment.
+Each queue has workers of its own, so that neither starves the other: a thousand renewals, each of which a slow server takes a second for,
+do not hold up a change.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Final
 Key = tuple[str, str]
 """Namespace and name."""
 
-PATIENCE_SECONDS: Final = 5.0
 RENEWAL_SPREAD: Final = 1.3
 """Numbers are renewed after one to so many times the shortest pause: after a start all runs are looked at together, and would stay so."""
 
@@ -53,21 +53,27 @@ class Turns:
         self.due[key] = now + look_again_seconds
         self._numbers_at[key] = now + self._renewal_seconds * random.uniform(1.0, RENEWAL_SPREAD)  # noqa: S311
 
-    def pass_on(self, now: float) -> None:
-        """Let time pass: what is due by now waits for its turn."""
+    def pass_on(self, now: float, failed: Collection[Key] = ()) -> None:
+        """Let time pass: what is due by now waits for its turn. What has `failed` before may have been a change, and counts as one."""
         for key in [key for key, at in self.due.items() if at <= now]:
             del self.due[key]
-            if key not in self._changed:
+            if key in failed:
+                self.change(key, now)
+            elif key not in self._changed:
                 self._timed.setdefault(key, now)
 
-    def take(self, busy: Collection[Key]) -> tuple[Key, float] | None:
-        """The next run that is not busy, and since when it waits; None: nobody."""
-        changed, timed = _first(self._changed, busy), _first(self._timed, busy)
-        if changed is None and timed is None:
+    def take_changed(self, busy: Collection[Key]) -> tuple[Key, float] | None:
+        """The next run that has changed and is not busy, and since when it waits; None: nobody."""
+        return self._take(self._changed, busy)
+
+    def take_timed(self, busy: Collection[Key]) -> tuple[Key, float] | None:
+        """The same of those that are only due."""
+        return self._take(self._timed, busy)
+
+    def _take(self, queue: dict[Key, float], busy: Collection[Key]) -> tuple[Key, float] | None:
+        key = next((key for key in queue if key not in busy), None)
+        if key is None:
             return None
-        is_timed = changed is None or (timed is not None and self._timed[timed] + PATIENCE_SECONDS < self._changed[changed])
-        key, queue = (timed, self._timed) if is_timed else (changed, self._changed)
-        assert key is not None
         self.due.pop(key, None)
         return key, queue.pop(key)
 
@@ -78,7 +84,3 @@ class Turns:
     def pause_seconds(self, now: float) -> float:
         """Until the next is due; infinity: none is."""
         return max(0.0, min(self.due.values(), default=float("inf")) - now)
-
-
-def _first(queue: dict[Key, float], busy: Collection[Key]) -> Key | None:
-    return next((key for key in queue if key not in busy), None)

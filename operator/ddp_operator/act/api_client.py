@@ -77,7 +77,7 @@ async def connect(clock: Callable[[], float] = time.monotonic) -> ClusterApi:
     loaded = await configuration()
     loaded.connection_pool_maxsize = 0  # no limit: a watch for each of many namespaces must not leave the writes without a connection
     # Looked up once, here: a session that trusts the environment reads it, and ~/.netrc, in two threads before each request.
-    loaded.proxy = loaded.proxy or _proxy_for(loaded.host)
+    loaded.proxy = loaded.proxy or proxy_for(loaded.host)
     loaded.client_session_kwargs = {"trust_env": False}
     try:
         return ClusterApi(ApiClient(loaded), clock)
@@ -85,7 +85,7 @@ async def connect(clock: Callable[[], float] = time.monotonic) -> ClusterApi:
         raise ClusterError(f"The certificates for {loaded.host} cannot be read ({error}): mend the kubeconfig.") from error
 
 
-def _proxy_for(host: str) -> str | None:
+def proxy_for(host: str) -> str | None:
     """What the environment (HTTPS_PROXY, NO_PROXY ...) names for this address."""
     address = urlsplit(host)
     return None if proxy_bypass(address.netloc) else getproxies().get(address.scheme)

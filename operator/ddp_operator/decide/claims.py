@@ -20,6 +20,8 @@ FILLING_PERCENT = 85
 FULL_PERCENT = 95
 CALM_PERCENTS = 3
 """A volume that was filling is so until it has fallen by this much below the bound: else it would cross it with each checkpoint."""
+CALM_CHECKPOINTS = 1
+"""The same for bounds by the size of checkpoints: each is written before an older one goes, so that the room swings by one."""
 FILLING_CHECKPOINTS = 3
 """Room for less than so many more checkpoints is a warning; for less than one, the next cannot be written."""
 OF_VOLUMES = frozenset({"VolumeFull", "VolumeFilling", "EnoughRoom"})
@@ -94,8 +96,8 @@ def volume_is_filling(facts: RunFacts, was_filling: bool = False) -> str:
     name = checkpoint_claim(facts) or "of the checkpoints"
     if used[1] >= FILLING_PERCENT - (CALM_PERCENTS if was_filling else 0):
         return f"volume {name} is {used[1]} % full; enlarge the claim, or prune checkpoints"
-    if 0 < document.volume_free_bytes < FILLING_CHECKPOINTS * document.checkpoint_bytes:
-        return f"volume {name} has no room for {FILLING_CHECKPOINTS} more checkpoints; enlarge the claim, or keep fewer"
+    if 0 < document.volume_free_bytes < (FILLING_CHECKPOINTS + (CALM_CHECKPOINTS if was_filling else 0)) * document.checkpoint_bytes:
+        return f"volume {name} has hardly room for {FILLING_CHECKPOINTS} more checkpoints; enlarge the claim, or keep fewer"
     return ""
 
 
@@ -120,8 +122,9 @@ def storage_health(facts: RunFacts, claims: list[ClaimStatus], before: Condition
     if used is None or document is None:
         return Finding("Unknown", "NotKnown", "nobody says how full the checkpoint volume is")
     was = before.reason if before else ""
-    bound = FULL_PERCENT - (CALM_PERCENTS if was == "VolumeFull" else 0)
-    if used[1] >= bound or document.volume_free_bytes < document.checkpoint_bytes:
+    was_full = was == "VolumeFull"
+    bound, checkpoints = FULL_PERCENT - (CALM_PERCENTS if was_full else 0), 1 + (CALM_CHECKPOINTS if was_full else 0)
+    if used[1] >= bound or document.volume_free_bytes < checkpoints * document.checkpoint_bytes:
         return Finding("False", "VolumeFull", _full(facts))
     filling = volume_is_filling(facts, was_filling=was in {"VolumeFilling", "VolumeFull"})
     return Finding("True", "VolumeFilling", filling) if filling else Finding("True", "EnoughRoom", "the checkpoint volume has room")

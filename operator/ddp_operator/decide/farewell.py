@@ -51,8 +51,13 @@ def _said(facts: RunFacts) -> tuple[LastWords, Termination] | None:
     lead = _lead(facts)
     if lead is None:
         return None
-    ended = lead.ended or lead.ended_before
+    ended = lead.ended or (None if _is_heard_again(facts, lead) else lead.ended_before)
     return (last_words(ended.message), ended) if ended and ended.message else None
+
+
+def _is_heard_again(facts: RunFacts, lead: PodFacts) -> bool:
+    """Whether the container that runs now has spoken: it may well go on from an older step than the one before it had reached."""
+    return facts.progress.pod_uid == lead.uid and facts.progress.heard_at > lead.started_at
 
 
 def _lead(facts: RunFacts) -> PodFacts | None:

@@ -22,7 +22,7 @@ from ddp_operator.decide.incarnations import LEFT, has_mark, marked
 from ddp_operator.decide.incidents import opened
 from ddp_operator.decide.lives import uid_of
 from ddp_operator.decide.step import Step
-from ddp_operator.decide.timing import epoch, is_finished, runs
+from ddp_operator.decide.timing import epoch, is_finished, runs, sane
 from ddp_operator.decide.wording import count, cut, moment
 
 LEAVE_SECONDS = 60.0
@@ -113,6 +113,8 @@ def _why(facts: RunFacts, phase: Phase, now: float) -> str | None:
     if not silence.is_its_own(facts, now):
         return None
     if phase is Phase.HUNG:
+        if facts.progress.asked_at <= 0:
+            return None  # the word of an operator before this one, which may have had no network: let it ask first
         return f"no sign of training for longer than hungAfter {policy.hung_after}, while all pods run"
     return _half_dead(facts, now, bound)
 
@@ -131,7 +133,10 @@ def _half_dead(facts: RunFacts, now: float, bound_seconds: float) -> str | None:
         return None  # workers of a foreign program may well end before their master
     else:
         since = max(since, look.heard_at)
-    if not 0 < since < now - bound_seconds:
+    # up to the last question, as for a hang: a clock that was just set ahead is no silence
+    lead = silence.lead_of(facts)
+    until = sane(look.asked_at, now) if lead is not None and runs(lead) and lead.progress_port else now
+    if not 0 < since < until - bound_seconds:
         return None
     return f"{len(ended)} of {len(facts.pods)} pods have ended, and the others have run on for {spoken(bound_seconds)} without training"
 

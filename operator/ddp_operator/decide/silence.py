@@ -5,9 +5,10 @@ A node 0 that answers with a document that stands still hangs, whatever the netw
 1. it was reached: it answered with an error, or refused the connection; or
 2. its kubelet, which asks from beside it, calls the container not ready; or
 3. this very pod was heard of before, and other runs have answered in the second half of `hungAfter`: the network is well; or
-4. it was heard of before, no other run is asked, so that nobody can tell, and the silence has lasted `ALONE` times `hungAfter`.
+4. it was heard of before, no other run is asked (any more), so that nobody can tell, and the silence has lasted `ALONE` times `hungAfter`.
 
 That it was heard of before makes one cut in the network cost one restart at most: what comes up behind it is never heard.
+Answers that lie ahead are of a time before the clock was set back: they tell nothing until the clock is there again.
 A process that is stopped (SIGSTOP) looks like a lost packet: its kernel takes the connection, and nobody answers. It is found by 2, 3 or 4.
 """
 
@@ -19,6 +20,8 @@ from ddp_operator.decide.incarnations import by_replica
 from ddp_operator.decide.timing import epoch, runs, sane
 
 ALONE = 2.0
+RARELY_SECONDS = 120.0
+"""A run that does not answer is asked each half a minute: one that was not asked for so long, nor for half of `hungAfter`, has ended."""
 REACHED = (" answered ", "connection refused", "connectionrefused", "serves no progress document", "sent a packed answer")
 """Parts of the scraper's errors that only something which was reached brings about."""
 
@@ -40,9 +43,9 @@ def is_its_own(facts: RunFacts, now: float) -> bool:
     if not _was_heard(facts, lead, now):
         return False
     since, bound = max(look.unanswered_since, look.answered_at), seconds(facts.spec.policy.hung_after)
-    if facts.others_asked_at <= since:
+    if facts.others_asked_at <= max(since, now - max(bound / 2.0, RARELY_SECONDS)):
         return sane(look.asked_at, now) - since > ALONE * bound
-    return facts.others_answered_at > since + bound / 2.0
+    return since + bound / 2.0 < facts.others_answered_at <= now
 
 
 def _was_heard(facts: RunFacts, lead: PodFacts, now: float) -> bool:

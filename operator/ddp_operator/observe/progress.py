@@ -17,6 +17,8 @@ from typing import Any, Final
 import aiohttp
 
 from ddp_operator.decide.facts import PodFacts, ProgressFacts, ProgressLook
+from ddp_operator.observe import first_look
+from ddp_operator.observe.clock_jumps import with_times_moved
 from ddp_operator.observe.document import MAX_BYTES, DocumentError, parse
 from ddp_operator.observe.fields import text
 from ddp_operator.observe.life import Life
@@ -30,6 +32,8 @@ FIRST_LOOK_SECONDS: Final = 3.0
 """New runs are first asked within this, not all at once."""
 LONGEST_PAUSE_INTERVALS: Final = 3.0
 """A pod that does not answer in time is asked ever more rarely, down to this: on a lost node each request would wait for its timeout."""
+COUNTED_PAUSES: Final = 2.0
+"""Of the time between two looks, so many of the longest pauses may count as the run's silence."""
 LOOK_AROUND_SECONDS: Final = 1.0
 """How soon a new run is noticed."""
 NOTICE_SECONDS: Final = 0.25
@@ -77,6 +81,8 @@ class ProgressScraper:
         """Runs whose pods have just changed: the next pause."""
         self._slow: dict[Key, tuple[str, int]] = {}
         """The uid of a pod that did not answer in time, and how often in a row."""
+        self._unproven: dict[Key, float] = {}
+        """Runs that are said to hang, by an operator before this one, and have answered once: `updated_at` of that document."""
         self.requests = 0
         self.failures = 0
 
@@ -122,15 +128,31 @@ class ProgressScraper:
             self.failures += 1
             error, was_slow = str(why), why.was_slow
         self._note_slow(key, pod.uid, was_slow=was_slow)
-        before = self._world.look_of(*key)
+        before = with_times_moved(
+            self._world.look_of(*key), asked_at, COUNTED_PAUSES * LONGEST_PAUSE_INTERVALS * self._settings.progress_seconds
+        )
         if document is None:
             look = replace(before, asked_at=asked_at, error=error, unanswered_since=before.unanswered_since or asked_at)
         else:
             now = self._clock()
-            has_moved = before.document is None or before.document.updated_at != document.updated_at
-            heard_at = now if has_moved else before.heard_at
+            heard_at = self._heard_at(key, pod, before, document, now)
+            if heard_at is None:
+                return
             look = ProgressLook(document=document, pod_uid=pod.uid, heard_at=heard_at, asked_at=asked_at, answered_at=now)
         self._world.put_progress(*key, look)
+
+    def _heard_at(self, key: Key, pod: PodFacts, before: ProgressLook, document: ProgressFacts, now: float) -> float | None:
+        """When training was last heard of; None: this first document proves nothing yet, the next one will."""
+        if before.document is not None:
+            return now if before.document.updated_at != document.updated_at else before.heard_at
+        hung_since = first_look.hung_since(self._world.facts_of(*key), pod, document)
+        seen = self._unproven.pop(key, None)
+        if hung_since is None or seen not in {None, document.updated_at}:
+            return now
+        if seen is None:
+            self._unproven[key] = document.updated_at
+            return None
+        return hung_since
 
     async def _ask_and_release(self, session: aiohttp.ClientSession, key: Key, slots: asyncio.Semaphore) -> None:
         try:
@@ -149,6 +171,7 @@ class ProgressScraper:
             del self._scheduled[key]
             self._slow.pop(key, None)
             self._eager.pop(key, None)
+            self._unproven.pop(key, None)
         if gone:
             self._due = [row for row in self._due if row[1] in names]
             heapq.heapify(self._due)

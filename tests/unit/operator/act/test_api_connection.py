@@ -8,6 +8,7 @@ from aiohttp import web
 from fake_api_server import RefusalError
 from kubernetes.aio.client.configuration import Configuration
 
+from ddp_operator import handlers
 from ddp_operator.act import api_client
 from ddp_operator.observe.api import ApiError
 
@@ -163,3 +164,20 @@ async def test_the_proxy_of_the_environment_is_looked_up_once_and_no_request_ask
     await connection.request("GET", PODS)
     assert not connection._client.rest_client.pool_manager.trust_env
     await connection.close()
+
+
+async def test_kopf_goes_the_same_way_as_our_own_client_and_nothing_of_the_environment_replaces_its_token(monkeypatch):
+    async def configuration():
+        where = type.__call__(Configuration)
+        where.host = "https://api.example:6443"
+        where.api_key, where.api_key_prefix = {"BearerToken": "secret"}, {"BearerToken": "Bearer"}
+        return where
+
+    monkeypatch.setattr(handlers, "configuration", configuration)
+    for name in ("HTTPS_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    found = await handlers.login()
+    assert (found.proxy_url, found.trust_env, found.scheme, found.token) == ("http://proxy.example:3128", False, "Bearer", "secret")
+    monkeypatch.setenv("no_proxy", "api.example")
+    assert (await handlers.login()).proxy_url is None

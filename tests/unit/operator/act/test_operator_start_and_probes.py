@@ -73,7 +73,9 @@ HEALTH = {
     "a watcher is silent just after the server came back": (True, 1, 20, True, 0.1, False),
     "a watcher is silent long after the server came back": (True, 1, 60, True, 0.1, True),
     "the server is away for hours": (True, 9999, 99999, False, 0.1, False),
-    "a leader shows changes a minute late": (False, 1, 999, True, 61, True),
+    "a leader has written nothing for a minute": (False, 1, 999, True, 61, True),
+    "a leader has written nothing for a minute, just after the server came back": (False, 1, 20, True, 61, False),
+    "a leader has written nothing for a minute, since the server is away": (False, 60, 999, True, 61, False),
     "a standby shows nothing": (False, 1, 999, False, 61, False),
 }
 
@@ -88,7 +90,7 @@ def test_the_liveness_probe_fails_only_for_what_a_restart_would_mend(case, way, 
     process._api = SimpleNamespace(answered_at=1000.0 - unheard, host="https://api", **times)
     process._life = SimpleNamespace(silent=lambda: ["pods has given no sign of life"] if is_silent else [])
     process._lease = SimpleNamespace(is_leader=lambda: leads)
-    process._reconciler = SimpleNamespace(lag_seconds=lag)
+    process._reconciler = SimpleNamespace(stalled_seconds=lag)
     assert bool(process.health()) is complains
 
 

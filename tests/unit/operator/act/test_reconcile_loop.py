@@ -8,12 +8,13 @@ import pytest
 from fake_api_server import RefusalError
 
 from ddp_operator.act.old_crd import RETRY_SECONDS
+from ddp_operator.act.orphans import ADOPT_AFTER_SECONDS
 from ddp_operator.api.trainingrun import Intent, ProgressStatus
 from ddp_operator.api.words import Act, Cause, EventReason, Phase
 from ddp_operator.decide.decision import Decision, DeletePod, Event, SuspendJob
 from ddp_operator.decide.facts import ProgressFacts, ProgressLook
 from ddp_operator.observe.world import World
-from ddp_operator.reconcile import ADOPT_AFTER_SECONDS, RENEWAL_LOOKS, WORKERS, Reconciler
+from ddp_operator.reconcile import CHANGE_WORKERS, RENEWAL_LOOKS, Reconciler
 from ddp_operator.settings import Settings
 
 KINDS = {"run": "trainingruns", "job": "pytorchjobs", "claim": "persistentvolumeclaims", "pod": "pods"}
@@ -58,7 +59,7 @@ class Bench:
         """Let time pass, look once, and wait until all that was begun has ended."""
         self.now += seconds
         self.loop.turn()
-        while workers := [w for _, w in self.loop._working.values()] + [o.worker for o in self.loop._orphans.values() if o.worker]:
+        while workers := [worker.task for worker in self.loop._working.values()] + self.loop.orphans.tasks():
             await asyncio.wait(workers)
             await asyncio.sleep(0)
 
@@ -170,12 +171,12 @@ async def test_an_action_on_another_job_than_was_seen_is_not_done(bench):
 
 
 async def test_a_run_that_is_refused_waits_longer_each_time_and_delays_no_neighbour(bench):
-    for number in range(WORKERS + 4):
+    for number in range(CHANGE_WORKERS + 4):
         bench.run(f"run-{number}")
     bench.list_all()
     bench.server.fault = lambda request: RefusalError(422, "bad") if "/run-0/" in request.path else None
     await bench.turn()
-    assert all(bench.phase(f"run-{number}") == "Running" for number in range(1, WORKERS + 4))
+    assert all(bench.phase(f"run-{number}") == "Running" for number in range(1, CHANGE_WORKERS + 4))
     pauses = []
     for _ in range(12):
         pauses.append(bench.loop._turns.due["default", "run-0"] - bench.now)
@@ -266,7 +267,7 @@ async def test_a_labelled_job_is_adopted_after_a_moment_and_once(bench):
     for _ in range(3):
         await bench.turn(60)
     assert len(bench.server.objects["trainingruns"]) == 1
-    assert bench.loop.counts.adopted == 1
+    assert bench.loop.orphans.adopted == 1
 
 
 async def test_a_chart_that_is_a_moment_late_with_its_own_run_is_waited_for(bench):

@@ -1,14 +1,16 @@
-"""Who is looked at next: changes before time and mere numbers, nobody for ever, and numbers not more often than they are renewed."""
+"""Who is looked at next: changes apart from time and mere numbers, and numbers not more often than they are renewed."""
 
-from ddp_operator.turns import PATIENCE_SECONDS, RENEWAL_SPREAD, Turns
+from ddp_operator.turns import RENEWAL_SPREAD, Turns
 
 RENEWAL_SECONDS = 15.0
 
 
 def names(turns, busy=()):
+    """Those that changed, then those that are due."""
     found = []
-    while (taken := turns.take(busy)) is not None:
-        found.append(taken[0][1])
+    for take in (turns.take_changed, turns.take_timed):
+        while (taken := take(busy)) is not None:
+            found.append(taken[0][1])
     return found
 
 
@@ -16,23 +18,25 @@ def key(name):
     return ("team", name)
 
 
-def test_changes_go_before_what_time_makes_due_and_each_in_the_order_of_its_coming():
+def test_changes_wait_apart_from_what_time_makes_due_and_each_in_the_order_of_its_coming():
     turns = Turns(RENEWAL_SECONDS)
     for name in ("b", "a"):
         turns.due[key(name)] = 1.0
     turns.pass_on(1.0)
     for name in ("z", "y"):
         turns.change(key(name), 2.0)
-    assert names(turns) == ["z", "y", "b", "a"]
+    assert turns.take_timed(()) == (key("b"), 1.0)
+    assert turns.take_changed(()) == (key("z"), 2.0)
+    assert names(turns) == ["y", "a"]
 
 
-def test_what_is_due_is_not_starved_by_a_flood_of_changes():
+def test_what_has_failed_may_have_been_a_change_and_waits_as_one():
     turns = Turns(RENEWAL_SECONDS)
-    turns.due[key("due")] = 0.0
-    turns.pass_on(0.0)
-    turns.change(key("early"), PATIENCE_SECONDS)
-    turns.change(key("late"), PATIENCE_SECONDS + 1.0)
-    assert names(turns) == ["early", "due", "late"]
+    for name in ("a", "b"):
+        turns.due[key(name)] = 1.0
+    turns.pass_on(1.0, {key("b")})
+    assert turns.take_changed(()) == (key("b"), 1.0)
+    assert names(turns) == ["a"]
 
 
 def test_a_run_that_is_due_and_then_changes_has_one_turn_and_waits_since_the_first():
@@ -40,8 +44,8 @@ def test_a_run_that_is_due_and_then_changes_has_one_turn_and_waits_since_the_fir
     turns.due[key("a")] = 1.0
     turns.pass_on(1.0)
     turns.change(key("a"), 3.0)
-    assert turns.take(()) == (key("a"), 1.0)
-    assert turns.take(()) is None
+    assert turns.take_changed(()) == (key("a"), 1.0)
+    assert names(turns) == []
 
 
 def test_a_busy_run_keeps_its_turn():
@@ -49,7 +53,7 @@ def test_a_busy_run_keeps_its_turn():
     turns.change(key("a"), 1.0)
     turns.change(key("b"), 2.0)
     assert names(turns, {key("a")}) == ["b"]
-    assert turns.take(()) == (key("a"), 1.0)
+    assert turns.take_changed(()) == (key("a"), 1.0)
 
 
 def test_numbers_that_move_are_looked_at_no_sooner_than_they_may_be_renewed():
@@ -87,7 +91,7 @@ def test_who_is_taken_is_not_due_any_more():
     turns = Turns(RENEWAL_SECONDS)
     turns.due[key("a")] = 50.0
     turns.change(key("a"), 1.0)
-    turns.take(())
+    turns.take_changed(())
     assert turns.due == {}
     assert turns.pause_seconds(1.0) == float("inf")
 

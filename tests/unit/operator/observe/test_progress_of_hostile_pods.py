@@ -175,7 +175,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_hostile_answer_is_a_sentence_and_the_last_good_document_stays(name):
     reply, sentence = HOSTILE[name]
-    before = ProgressLook(document=parse(GOOD), pod_uid="pod-0", heard_at=5.0, asked_at=4.0, answered_at=5.0)
+    before = ProgressLook(document=parse(GOOD), pod_uid="pod-0", heard_at=5.0, asked_at=990.0, answered_at=5.0)
     look, server = await look_at(reply, timeout_seconds=0.3 if "did not answer" in sentence else 5.0, before=before)
     assert sentence in look.error
     assert len(look.error) < 400
@@ -413,7 +413,7 @@ async def test_scraper_gives_signs_of_life():
 
 
 async def test_silence_is_counted_from_its_first_unanswered_request_and_ends_with_an_answer():
-    before = ProgressLook(document=parse(GOOD), pod_uid="pod-1", heard_at=5.0, asked_at=400.0, error="silent", unanswered_since=300.0)
+    before = ProgressLook(document=parse(GOOD), pod_uid="pod-1", heard_at=5.0, asked_at=990.0, error="silent", unanswered_since=300.0)
     look, _ = await look_at(HOSTILE["not UTF-8"][0], before=before)
     assert look.unanswered_since == 300.0
     look, _ = await look_at(answer(GOOD), before=before)
