@@ -101,7 +101,7 @@ def test_a_run_directory_of_another_configuration_says_which_keys_differ(ddp, sm
 
 def test_two_runs_on_one_directory_are_refused(ddp, small, tmp_path):
     home = tmp_path / "run"
-    first = ddp(*small, "--set", "optim.max_steps=8", "--set", "fault_tolerance.hang_floor_seconds=600", run_dir=home)
+    first = ddp(*small, "--set", "optim.max_steps=16", "--set", "fault_tolerance.hang_floor_seconds=600", run_dir=home)
     first.trained_to(1)
     rank = first.pids("rank")[1]
     os.kill(rank, signal.SIGSTOP)  # on any machine the first run is still there when the second one starts

@@ -29,13 +29,13 @@ def test_stopping_the_supervisor_leaves_no_process(ddp, small, signum, code):
 
 def test_an_interrupted_run_goes_on_where_it_was(ddp, small, tmp_path):
     home = tmp_path / "run"
-    run = ddp(*small, "--set", "optim.max_steps=14", run_dir=home)
+    run = ddp(*small, "--set", "optim.max_steps=22", run_dir=home)
     run.trained_to(5)
     run.until(lambda: run.of_kind("checkpoint"), "checkpoint")
     os.kill(run.pid, signal.SIGINT)
     assert run.wait() == 130
     left_at = run.progress["step"]
-    again = ddp(*small, "--set", "optim.max_steps=14", run_dir=home)
+    again = ddp(*small, "--set", "optim.max_steps=22", run_dir=home)
     assert again.wait() == 0, again.output
     (resume,) = again.of_kind("resume")
     assert resume["source"] == "disk"

@@ -6,7 +6,7 @@ import signal
 import pytest
 from safetensors.torch import load_file
 
-STEPS = 14
+STEPS = 22
 MEMORY_EVERY_STEPS = 2
 
 

@@ -8,7 +8,7 @@ import signal
 import pytest
 from safetensors.torch import load_file
 
-STEPS = 12
+STEPS = 20
 
 
 @pytest.fixture

@@ -36,11 +36,12 @@ def test_a_finished_run_that_is_started_again_ends_at_once_with_0(ddp, small, tm
     home = tmp_path / "run"
     first = ddp(*small, "--set", "optim.max_steps=2", run_dir=home)
     assert first.wait() == 0, first.output
-    steps_before = len(first.metrics)
+    steps_before, written = len(first.metrics), first.of_kind("checkpoint")
     again = ddp(*small, "--set", "optim.max_steps=2", run_dir=home)
     assert again.wait() == 0, again.output
     assert [line for line in again.metrics if line["kind"] == "train"][-1]["step"] == 2
     assert len([line for line in again.metrics if line["kind"] != "resume"]) == steps_before
+    assert again.of_kind("checkpoint") == written  # it is there, and was verified when it was read
 
 
 def test_a_longer_schedule_goes_on_from_the_last_checkpoint(ddp, small, tmp_path):

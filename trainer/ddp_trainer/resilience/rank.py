@@ -122,6 +122,7 @@ def _run(config: RunConfig, place: Place, start: Start, page: FactsPage) -> None
         recorder.resumed(run.step, origin.source, max(0, start.reached_step - run.step))
     recorder.phase("starting", "first step")
     engine.begin(run)
+    found = (run.step, run.evaluated_step) if origin.source == "disk" else None
     wall = _Wall(float(origin.meta.get("wall_seconds", 0.0)))
     keeper = Keeper(
         memory=memory if place.local_rank == 0 else None,
@@ -141,7 +142,9 @@ def _run(config: RunConfig, place: Place, start: Start, page: FactsPage) -> None
         recorder.close()  # says how far this rank came: what the page has may be a step old
         raise
     _keep_predictions(run, test_set)
-    if leads:
+    # nothing has come to what was found there; with a second home it is written again, for the copy may be missing
+    is_on_disk = (run.step, run.evaluated_step) == found and not config.checkpoint.mirror_url
+    if leads and not is_on_disk:
         recorder.phase("saving")
         _make_last_durable(run.step, keeper, memory, page, config, recorder)
     recorder.finished(run.step, metrics)
