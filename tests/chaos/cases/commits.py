@@ -89,9 +89,10 @@ def store_two_hundred_times(drill: Drill) -> Iterator[Row]:
     """A process that only commits and loads, killed at operations drawn by lot."""
     folder = drill.new_folder("store")
     folder.mkdir()
-    command_line = [sys.executable, str(KILLED_WRITER), "chance", str(folder), str(STORE_KILLS), str(STORE_SEED)]
+    command_line = [sys.executable, str(KILLED_WRITER), str(folder), str(STORE_KILLS), str(STORE_SEED)]
     program = subprocess.run(command_line, capture_output=True, text=True, timeout=300, check=False)
-    lines = [json.loads(line) for line in program.stdout.splitlines()]
+    told = [json.loads(line) for line in program.stdout.splitlines()]
+    lines = [line for line in told if "scenario" not in line]  # the others are killed once at each place: see tests/unit/checkpoint
     sight = Sight()
     sight.fact(f"{len(lines)} kills", len(lines) == STORE_KILLS)
     lost = [line for line in lines if line["found"] not in {line["acknowledged"], (line["acknowledged"] or 0) + 1}]
