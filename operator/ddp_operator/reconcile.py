@@ -110,7 +110,7 @@ class Reconciler:
     @property
     def lag_seconds(self) -> float:
         """How long the oldest change has been waiting to be shown. Runs in trouble are not in it: they wait on purpose."""
-        starts = [*self._turns.since(), *(worker.since for key, worker in self._working.items() if key not in self._trouble)]
+        starts = [*self._turns.since(self._trouble), *(worker.since for key, worker in self._working.items() if key not in self._trouble)]
         return self._monotonic() - min(starts) if starts else 0.0
 
     @property
@@ -155,7 +155,8 @@ class Reconciler:
         for key in moved:
             if key not in self._trouble:
                 self._turns.move(key, now)
-        self._turns.pass_on(now, self._trouble)
+        # once only: what fails again and again, for seconds each, would leave the changes of healthy runs no worker
+        self._turns.pass_on(now, {key for key, trouble in self._trouble.items() if trouble.attempts == 1})
         self._start_workers()
         if self._settings.adopt:
             self.orphans.look()
@@ -284,7 +285,7 @@ class Reconciler:
         trouble = self._trouble.setdefault(key, _Trouble())
         trouble.attempts += 1
         pause = max(backoff_seconds(trouble.attempts), retry_after_seconds or 0.0)
-        self._turns.due[key] = self._monotonic() + pause
+        self._turns.wait_until(key, self._monotonic() + pause)
         if trouble.sentence != sentence:
             trouble.sentence = sentence
             level = logging.WARNING if trouble.attempts > 1 else logging.INFO

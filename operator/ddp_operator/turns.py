@@ -53,8 +53,14 @@ class Turns:
         self.due[key] = now + look_again_seconds
         self._numbers_at[key] = now + self._renewal_seconds * random.uniform(1.0, RENEWAL_SPREAD)  # noqa: S311
 
+    def wait_until(self, key: Key, at: float) -> None:
+        """It has failed: whatever gave it a turn meanwhile, it has none before that, or a round that takes long would cost the pause."""
+        self._changed.pop(key, None)
+        self._timed.pop(key, None)
+        self.due[key] = at
+
     def pass_on(self, now: float, failed: Collection[Key] = ()) -> None:
-        """Let time pass: what is due by now waits for its turn. What has `failed` before may have been a change, and counts as one."""
+        """Let time pass: what is due by now waits for its turn. What has `failed` may have been a change, and counts as one."""
         for key in [key for key, at in self.due.items() if at <= now]:
             del self.due[key]
             if key in failed:
@@ -77,9 +83,9 @@ class Turns:
         self.due.pop(key, None)
         return key, queue.pop(key)
 
-    def since(self) -> Iterable[float]:
-        """Since when runs wait for their turn."""
-        return (*self._changed.values(), *self._timed.values())
+    def since(self, but: Collection[Key]) -> Iterable[float]:
+        """Since when runs wait for their turn, but for these."""
+        return (at for queue in (self._changed, self._timed) for key, at in queue.items() if key not in but)
 
     def pause_seconds(self, now: float) -> float:
         """Until the next is due; infinity: none is."""

@@ -123,7 +123,8 @@ def _belongs(incident: OpenIncident, replica: str, loss: Loss, now: float) -> bo
     if replica in incident.replicas:
         # Survivors leave and come back, again and again, while one is waited for: that is one outage.
         return is_echo(loss) and not gathered
-    return not gathered or now - epoch(incident.last_loss_at) <= GAP_SECONDS
+    # a loss that lies ahead is of a time before the clock was set back: nobody knows how long ago, and it would take in all that come
+    return not gathered or 0.0 <= now - epoch(incident.last_loss_at) <= GAP_SECONDS
 
 
 def _settled(facts: RunFacts, memory: TrainingRunStatus, now: float) -> TrainingRunStatus:
@@ -138,11 +139,11 @@ def _settled(facts: RunFacts, memory: TrainingRunStatus, now: float) -> Training
         return _recovered(facts, memory, now) if succeeded else memory.model_copy(update={"incident": None})
     if not all_run(facts) or memory.intent is not None:
         return memory if incident.gathered_at is None else _with_gathered(memory, None)
-    if incident.gathered_at is None:
-        return _with_gathered(memory, now)
     gathered_at = epoch(incident.gathered_at)
+    if incident.gathered_at is None or gathered_at > now:  # ahead: the clock was set back, and no step would come after that
+        return _with_gathered(memory, now)
     document = stepping_document(facts)
-    if document is not None and facts.progress.heard_at > gathered_at:
+    if document is not None and gathered_at < facts.progress.heard_at <= now:
         return _recovered(facts, memory, now)
     if facts.progress.document is None and now - gathered_at >= GAP_SECONDS:
         return _recovered(facts, memory, now)

@@ -133,9 +133,11 @@ def _half_dead(facts: RunFacts, now: float, bound_seconds: float) -> str | None:
         return None  # workers of a foreign program may well end before their master
     else:
         since = max(since, look.heard_at)
-    # up to the last question, as for a hang: a clock that was just set ahead is no silence
-    lead = silence.lead_of(facts)
-    until = sane(look.asked_at, now) if lead is not None and runs(lead) and lead.progress_port else now
+    lead, until = silence.lead_of(facts), now
+    if lead is not None and runs(lead) and lead.progress_port:
+        if look.asked_at <= 0:
+            return None  # this operator has not asked yet: the silence since its predecessor's last look is its own
+        until = sane(look.asked_at, now)  # as for a hang: a clock that was just set ahead is no silence
     if not 0 < since < until - bound_seconds:
         return None
     return f"{len(ended)} of {len(facts.pods)} pods have ended, and the others have run on for {spoken(bound_seconds)} without training"

@@ -7,7 +7,7 @@ because v1 never takes them back. Messages hold no growing ages: while nothing c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ddp_operator.api.advice import TABLE as ADVICE
@@ -264,6 +264,8 @@ def _hung(view: _View) -> Truth | None:
     says so, and nothing is done about it.
     """
     look, stored = view.facts.progress, view.facts.status.timing
+    if look.asked_at > view.now:
+        view = replace(view, now=look.asked_at)  # the clock was set back since then, and the look's times are moved only with the next
     heard_at = look.heard_at or look.answered_at or epoch(stored.last_progress_at)
     since = max(sane(heard_at, view.now) if heard_at else 0.0, _all_run_since(view))
     if look.error:

@@ -43,8 +43,9 @@ def is_its_own(facts: RunFacts, now: float) -> bool:
     if not _was_heard(facts, lead, now):
         return False
     since, bound = max(look.unanswered_since, look.answered_at), seconds(facts.spec.policy.hung_after)
-    if facts.others_asked_at <= max(since, now - max(bound / 2.0, RARELY_SECONDS)):
-        return sane(look.asked_at, now) - since > ALONE * bound
+    asked_at = sane(look.asked_at, now)  # the others' times move with the clock when the next of all is asked, this look's as well
+    if facts.others_asked_at <= max(since, asked_at - max(bound / 2.0, RARELY_SECONDS)):
+        return asked_at - since > ALONE * bound
     return since + bound / 2.0 < facts.others_answered_at <= now
 
 

@@ -12,16 +12,21 @@ from ddp_operator.decide.facts import ProgressLook
 TIMES = ("heard_at", "answered_at", "unanswered_since")
 
 
-def with_times_moved(look: ProgressLook, asked_at: float, longest_seconds: float) -> ProgressLook:
-    """The last look, its times moved by what the clock went back since then, or ahead by more than any pause between two looks.
+def jump_seconds(before: float, asked_at: float, longest_seconds: float) -> float:
+    """What the clock went back between two requests, or ahead by more than any pause between them; 0.0 if there was none before.
 
     Args:
-        look: the last one.
+        before: when the last one began; 0: never.
         asked_at: when the next one begins.
-        longest_seconds: so much of the time between may count as the run's silence.
+        longest_seconds: so much of the time between may count as the silence of who is asked.
     """
-    passed = asked_at - look.asked_at
-    moved = passed - min(max(passed, 0.0), longest_seconds)
-    if not moved or not look.asked_at:
+    passed = asked_at - before
+    return passed - min(max(passed, 0.0), longest_seconds) if before else 0.0
+
+
+def with_times_moved(look: ProgressLook, asked_at: float, longest_seconds: float) -> ProgressLook:
+    """The last look, its times moved by what the clock has jumped since then."""
+    moved = jump_seconds(look.asked_at, asked_at, longest_seconds)
+    if not moved:
         return look
     return replace(look, **{name: at + moved for name in TIMES if (at := getattr(look, name))})

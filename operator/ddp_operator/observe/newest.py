@@ -21,6 +21,10 @@ class Newest:
         elif key != self._first[1] and at > self._second[0]:
             self._second = (at, key)
 
+    def move(self, seconds: float) -> None:
+        """All times so far, by what the clock has jumped."""
+        self._first, self._second = ((at + seconds if key else at, key) for at, key in (self._first, self._second))
+
     def of_others(self, key: Key) -> float:
         """The newest of all but this one; 0: nobody else has any."""
         return (self._second if self._first[1] == key else self._first)[0]

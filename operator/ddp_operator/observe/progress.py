@@ -18,7 +18,7 @@ import aiohttp
 
 from ddp_operator.decide.facts import PodFacts, ProgressFacts, ProgressLook
 from ddp_operator.observe import first_look
-from ddp_operator.observe.clock_jumps import with_times_moved
+from ddp_operator.observe.clock_jumps import jump_seconds, with_times_moved
 from ddp_operator.observe.document import MAX_BYTES, DocumentError, parse
 from ddp_operator.observe.fields import text
 from ddp_operator.observe.life import Life
@@ -79,10 +79,13 @@ class ProgressScraper:
         self._scheduled: dict[Key, float] = {}
         self._eager: dict[Key, float] = {}
         """Runs whose pods have just changed: the next pause."""
-        self._slow: dict[Key, tuple[str, int]] = {}
-        """The uid of a pod that did not answer in time, and how often in a row."""
+        self._asked: dict[Key, tuple[str, int]] = {}
+        """The uid of the pod that was asked last, and how often in a row it has not answered in time."""
         self._unproven: dict[Key, float] = {}
         """Runs that are said to hang, by an operator before this one, and have answered once: `updated_at` of that document."""
+        self._counted_seconds = COUNTED_PAUSES * LONGEST_PAUSE_INTERVALS * settings.progress_seconds
+        self._asked_at = 0.0
+        """When any pod was asked last."""
         self.requests = 0
         self.failures = 0
 
@@ -109,6 +112,7 @@ class ProgressScraper:
                 if self._scheduled.get(key) != at:
                     continue
                 if self._world.node_zero(*key) is None:
+                    self._asked.pop(key, None)
                     self._again(key)
                     continue
                 await slots.acquire()  # for no longer than a request may take
@@ -120,6 +124,10 @@ class ProgressScraper:
         if pod is None:
             return
         asked_at = self._clock()
+        jump = jump_seconds(self._asked_at, asked_at, self._counted_seconds)
+        self._asked_at = asked_at
+        for newest in (self._world.asked, self._world.answered) if jump else ():
+            newest.move(jump)
         self.requests += 1
         document, error, was_slow = None, "", False
         try:
@@ -127,12 +135,13 @@ class ProgressScraper:
         except Unanswered as why:
             self.failures += 1
             error, was_slow = str(why), why.was_slow
-        self._note_slow(key, pod.uid, was_slow=was_slow)
-        before = with_times_moved(
-            self._world.look_of(*key), asked_at, COUNTED_PAUSES * LONGEST_PAUSE_INTERVALS * self._settings.progress_seconds
-        )
+        is_same = self._note_asked(key, pod.uid, was_slow=was_slow)
+        # a time in which there was no pod to ask is long, and no jump of the clock
+        longest = self._counted_seconds if is_same else float("inf")
+        before = with_times_moved(self._world.look_of(*key), asked_at, longest)
         if document is None:
-            look = replace(before, asked_at=asked_at, error=error, unanswered_since=before.unanswered_since or asked_at)
+            since = before.unanswered_since if is_same else 0.0
+            look = replace(before, asked_at=asked_at, error=error, unanswered_since=since or asked_at)
         else:
             now = self._clock()
             heard_at = self._heard_at(key, pod, before, document, now)
@@ -169,7 +178,7 @@ class ProgressScraper:
         gone = self._scheduled.keys() - names
         for key in gone:
             del self._scheduled[key]
-            self._slow.pop(key, None)
+            self._asked.pop(key, None)
             self._eager.pop(key, None)
             self._unproven.pop(key, None)
         if gone:
@@ -190,7 +199,7 @@ class ProgressScraper:
         """Schedule the next look, with jitter, so that a thousand runs do not move in step."""
         if key not in self._scheduled:
             return
-        intervals = min(2.0 ** self._slow.get(key, ("", 0))[1], LONGEST_PAUSE_INTERVALS)
+        intervals = min(2.0 ** min(self._asked.get(key, ("", 0))[1], 10), LONGEST_PAUSE_INTERVALS)
         usual = pause = self._settings.progress_seconds * intervals
         if key in self._eager:
             pause = min(self._eager[key], usual)
@@ -203,10 +212,12 @@ class ProgressScraper:
         next_due = self._due[0][0] - self._monotonic() if self._due else LOOK_AROUND_SECONDS
         return min(max(next_due, 0.01), NOTICE_SECONDS)
 
-    def _note_slow(self, key: Key, uid: str, *, was_slow: bool) -> None:
-        known_uid, times = self._slow.pop(key, ("", 0))
-        if was_slow:
-            self._slow[key] = (uid, times + 1 if known_uid == uid else 1)
+    def _note_asked(self, key: Key, uid: str, *, was_slow: bool) -> bool:
+        """Whether it is the pod that was asked before, with none and no time without one in between."""
+        known_uid, times = self._asked.get(key, ("", 0))
+        is_same = known_uid == uid
+        self._asked[key] = (uid, (times if is_same else 0) + 1 if was_slow else 0)
+        return is_same
 
 
 def open_session(timeout_seconds: float) -> aiohttp.ClientSession:

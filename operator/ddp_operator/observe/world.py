@@ -39,7 +39,7 @@ class World:
         self._pods = Shelf[tuple[str, PodFacts]]("Pod")
         self._shelves: dict[Kind, Shelf[Any]] = {"run": self._runs, "job": self._jobs, "claim": self._claims, "pod": self._pods}
         self._looks: dict[Key, ProgressLook] = {}
-        self._asked, self._answered = Newest(), Newest()
+        self.asked, self.answered = Newest(), Newest()  # when runs were, and have; moved by who measures a jump of the clock
         self._pods_of_job: dict[Key, set[str]] = {}
         self._runs_of_job: dict[Key, set[str]] = {}
         self._claim_users = ClaimUsers()
@@ -170,8 +170,8 @@ class World:
             pods=self._pods_in_order(seen.facts.job, job.uid if job else ""),
             claims=tuple(replace(claim.facts, used_by=self._claim_users.named((namespace, claim.name))) for claim in claims if claim),
             progress=self.look_of(namespace, name),
-            others_asked_at=self._asked.of_others((namespace, name)),
-            others_answered_at=self._answered.of_others((namespace, name)),
+            others_asked_at=self.asked.of_others((namespace, name)),
+            others_answered_at=self.answered.of_others((namespace, name)),
             # a memory that cannot be read must not be written over, nor acted without: to be blind is what leaves a run alone
             pods_are_known=not seen.facts.bare.memory_is_unreadable
             and all(self.is_listed(kind, namespace) for kind in ("pod", "job", "claim")),
@@ -227,8 +227,8 @@ class World:
             return
         before = self._looks.get(key, ProgressLook())
         self._looks[key] = look
-        self._asked.note(key, look.asked_at)
-        self._answered.note(key, look.answered_at)
+        self.asked.note(key, look.asked_at)
+        self.answered.note(key, look.answered_at)
         if news.is_news(before, look):
             self._mark(key)
         elif news.has_moved(before, look):

@@ -159,6 +159,59 @@ async def test_slow_renewals_hold_up_no_change_that_is_tried_again(with_slow_ren
     assert bench.phase("other") == "Restarting"
 
 
+async def fail_slowly(bench, begun):
+    """Each round takes longer than the decision wants to wait for the next; one release ends all that are under way."""
+    release, original = asyncio.Event(), bench.loop._api.request
+
+    async def slow(method, path, **given):
+        if "/bad-" in path:
+            begun.append(path)
+            await release.wait()
+        return await original(method, path, **given)
+
+    bench.loop._api.request = slow
+    return release
+
+
+async def test_a_pause_after_a_round_that_took_long_is_kept(bench):
+    bench.run("bad-0"), bench.list_all()
+    bench.decide(lambda *given: replace(by_path(*given), look_again_seconds=5.0))
+    bench.server.fault = lambda _: RefusalError(429, "slowly", {"Retry-After": "20"})
+    begun = []
+    release = await fail_slowly(bench, begun)
+    bench.loop.turn()
+    await asyncio.sleep(0)
+    bench.now += 6
+    bench.loop.turn()  # it is due again while its round is under way
+    release.set()
+    await bench.turn()
+    await bench.turn(19)
+    assert len(begun) == 1
+    await bench.turn(1)
+    assert len(begun) == 2
+
+
+async def test_runs_that_fail_again_and_again_hold_up_no_change_and_are_no_lag(bench):
+    for number in range(CHANGE_WORKERS + 4):
+        bench.run(f"bad-{number}")
+    bench.list_all()
+    bench.decide(by_path)
+    bench.server.fault = lambda request: RefusalError(500, "no") if "/bad-" in request.path else None
+    for _ in range(3):
+        await bench.turn(31)
+    release = await fail_slowly(bench, [])
+    bench.now += 31
+    bench.loop.turn()
+    bench.now += 60
+    assert bench.loop.lag_seconds == 0.0
+    bench.world.put_run(bench.run("other", path="/changed"))
+    bench.loop.turn()
+    assert ("default", "other") in bench.loop._working
+    release.set()
+    await bench.turn()
+    assert bench.phase("other") == "Restarting"
+
+
 async def test_a_flood_of_changes_holds_up_no_renewal(bench):
     bench.run("due"), bench.list_all()
     bench.decide(by_path)

@@ -48,6 +48,19 @@ def test_a_run_that_is_due_and_then_changes_has_one_turn_and_waits_since_the_fir
     assert names(turns) == []
 
 
+def test_a_run_that_has_to_wait_has_no_turn_before():
+    turns = Turns(RENEWAL_SECONDS)
+    turns.change(key("a"), 1.0)
+    turns.due[key("b")] = 1.0
+    turns.pass_on(1.0)
+    for name in ("a", "b"):
+        turns.wait_until(key(name), 20.0)
+    turns.pass_on(19.0)
+    assert names(turns) == []
+    turns.pass_on(20.0)
+    assert names(turns) == ["a", "b"]
+
+
 def test_a_busy_run_keeps_its_turn():
     turns = Turns(RENEWAL_SECONDS)
     turns.change(key("a"), 1.0)
@@ -104,4 +117,4 @@ def test_nothing_is_kept_of_a_run_that_is_gone_nor_after_the_end_of_leadership()
     turns.looked_at(key("b"), 1.0, 60.0)
     turns.change(key("c"), 1.0)
     turns.clear()
-    assert (turns.due, turns._numbers_at, list(turns.since())) == ({}, {}, [])
+    assert (turns.due, turns._numbers_at, list(turns.since(()))) == ({}, {}, [])

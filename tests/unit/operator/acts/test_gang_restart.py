@@ -1,5 +1,6 @@
 """A hang, or a gang that is half dead, is restarted in steps that a successor finishes and nobody else's wish is lost to."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -7,6 +8,7 @@ from simulated_job import SimulatedJob
 
 from ddp_operator.decide.decide import decide
 from ddp_operator.decide.decision import DeletePod, ResumeJob, SuspendJob
+from ddp_operator.decide.facts import ProgressLook
 
 HUNG_SECONDS = 65
 RECOVERY_SECONDS = 30
@@ -214,6 +216,18 @@ def test_a_half_dead_gang_is_restarted():
     assert job.status.phase == "Running"
     assert job.ledger() == [("Crash", "GangRestart", True)]
     assert job.status.restarts.failures == 1
+
+
+def test_a_half_dead_gang_is_left_alone_by_an_operator_that_has_not_asked_it_yet():
+    job = SimulatedJob()
+    job.pass_time(30)
+    job.training_operator_is_there = False
+    job.crash("worker-0", 160)
+    job.pass_time(50)
+    later = job.now + 30
+    asked = replace(job.facts(), progress=replace(job.progress, asked_at=later))
+    assert [type(action) for action in decide(asked, later).actions] == [SuspendJob]
+    assert decide(replace(job.facts(), progress=ProgressLook()), later).actions == ()
 
 
 def test_workers_of_a_foreign_program_may_end_before_their_master():

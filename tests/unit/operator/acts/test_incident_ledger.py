@@ -4,6 +4,7 @@ import pytest
 from simulated_job import LEAVE_SECONDS, START_SECONDS, SimulatedJob
 
 from ddp_operator.decide.decide import decide
+from ddp_operator.decide.incidents import GAP_SECONDS
 
 RECOVERY_SECONDS = 20
 
@@ -247,3 +248,35 @@ def test_an_older_view_of_the_job_concludes_nothing():
     assert (decision.status, decision.actions, decision.events) == (job.status, (), ())
     job.job = new
     assert job.status.phase == "Suspended"
+
+
+def gathered_before_the_clock_was_set_back(**options):
+    """A pod was lost and replaced on a clock that was an hour ahead; now it is right."""
+    job = trained(**options)
+    job.crash("worker-0", 160)
+    job.pass_time(1)
+    while job.status.incident.gathered_at is None:
+        job.pass_time(1)
+    job.is_hung = True
+    job.now -= 3600.0
+    job._formed_at -= 3600.0
+    return job
+
+
+@pytest.mark.parametrize("options", [{}, {"is_foreign": True}], ids=["ours", "foreign"])
+def test_an_incident_closes_although_the_clock_was_set_back(options):
+    job = gathered_before_the_clock_was_set_back(**options)
+    job.pass_time(3)
+    assert job.status.incident is not None, "what was heard on the clock of before is no step after the loss"
+    job.is_hung = False
+    job.pass_time(int(GAP_SECONDS) + 5)
+    assert job.status.incident is None
+    assert job.status.ledger[0].recovered_at is not None
+
+
+def test_a_loss_after_the_clock_was_set_back_is_not_of_the_incident_before():
+    job = gathered_before_the_clock_was_set_back()
+    job.pass_time(3)
+    job.crash("worker-1", 160)
+    job.pass_time(3)
+    assert job.status.restarts.failures == 2

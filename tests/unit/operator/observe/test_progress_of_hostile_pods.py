@@ -92,6 +92,8 @@ async def look_at(reply, *, timeout_seconds=5.0, before=None):
         if before is not None:
             world.put_progress(*DEMO, before)
         scraper = ProgressScraper(world, Settings(progress_timeout_seconds=timeout_seconds), clock)
+        if before is not None:
+            scraper._note_asked(DEMO, before.pod_uid, was_slow=False)
         async with open_session(timeout_seconds) as session:
             await scraper.ask(session, DEMO)
         return world.look_of(*DEMO), server
@@ -374,17 +376,33 @@ async def test_pod_that_does_not_answer_in_time_is_asked_ever_more_rarely_until_
     scraper._schedule(DEMO, 0.0)
     pauses = []
     for _ in range(5):
-        scraper._note_slow(DEMO, "pod-1", was_slow=True)
+        scraper._note_asked(DEMO, "pod-1", was_slow=True)
         scraper._again(DEMO)
         pauses.append(scraper._due.pop()[0] - 1000)
     assert 17 <= pauses[0] <= 23
     assert 25 <= pauses[-1] <= 35
-    scraper._note_slow(DEMO, "pod-2", was_slow=True)
+    scraper._note_asked(DEMO, "pod-2", was_slow=True)
     scraper._again(DEMO)
     assert scraper._due.pop()[0] - 1000 <= 23
-    scraper._note_slow(DEMO, "pod-2", was_slow=False)
+    for _ in range(1100):  # half a day
+        scraper._note_asked(DEMO, "pod-2", was_slow=True)
+    scraper._again(DEMO)
+    assert 25 <= scraper._due.pop()[0] - 1000 <= 35
+    scraper._note_asked(DEMO, "pod-2", was_slow=False)
     scraper._again(DEMO)
     assert scraper._due.pop()[0] - 1000 <= 11.5
+
+
+async def test_a_pod_that_cannot_be_asked_for_a_while_is_asked_as_a_new_one():
+    async with pod_serving(answer(GOOD)) as (_, port):
+        world = world_of(port)
+        async with scraping(world) as (scraper, _clock):
+            await until(lambda: DEMO in scraper._asked)
+            (pod,) = world.facts_of(*DEMO).pods
+            world.put_pod("team", "demo", replace(pod, phase="Pending"))
+            await until(lambda: DEMO not in scraper._asked)
+            world.put_pod("team", "demo", pod)
+            await until(lambda: DEMO in scraper._asked)
 
 
 async def test_new_runs_are_found_and_lost_ones_forgotten():
@@ -392,7 +410,7 @@ async def test_new_runs_are_found_and_lost_ones_forgotten():
         world = world_of(port)
         async with scraping(world) as (scraper, _clock):
             await until(lambda: world.look_of(*DEMO).document)
-            scraper._slow[DEMO] = ("pod-1", 1)
+            assert DEMO in scraper._asked
             world.drop_run(*DEMO)
             for name, other in (("late", world_of(port)),):
                 world.put_run(run_body(name, job=name))
@@ -400,7 +418,7 @@ async def test_new_runs_are_found_and_lost_ones_forgotten():
                 world.put_pod("team", name, replace(other.facts_of(*DEMO).pods[0], name="late-master-0", uid="late"))
             await until(lambda: world.look_of("team", "late").document)
             await until(lambda: scraper._scheduled.keys() == {("team", "late")})
-            assert scraper._slow == {}
+            assert DEMO not in scraper._asked
             assert {key for _, key in scraper._due} <= {("team", "late")}
 
 

@@ -11,6 +11,7 @@ from ddp_operator.decide.facts import ProgressFacts, ProgressLook
 from ddp_operator.decide.wording import moment
 from ddp_operator.observe import progress
 from ddp_operator.observe.clock_jumps import with_times_moved
+from ddp_operator.observe.newest import Newest
 from ddp_operator.observe.progress import COUNTED_PAUSES, LONGEST_PAUSE_INTERVALS, ProgressScraper, Unanswered
 from ddp_operator.observe.world import World
 from ddp_operator.settings import Settings
@@ -83,11 +84,82 @@ async def test_a_hang_is_found_in_time_although_the_clock_was_set(scraped, jump,
     assert scraped.decided().phase == "Hung"
 
 
+@pytest.mark.parametrize("answer", [DOCUMENT, "refused: connection refused"], ids=["stands still", "is silent"])
+async def test_a_hang_stays_one_when_the_clock_is_set_back_before_the_next_look(scraped, answer):
+    await scraped.look()
+    scraped.answer = answer
+    for _ in range(70):
+        await scraped.look()
+    assert scraped.decided().phase == "Hung"
+    scraped.clock.now -= 3600.0
+    assert scraped.decided().phase == "Hung"
+    await scraped.look()
+    assert scraped.decided().phase == "Hung"
+
+
+async def test_a_run_that_was_heard_does_not_hang_because_the_clock_was_set_back(scraped):
+    await scraped.look()
+    scraped.clock.now -= 3600.0
+    assert scraped.decided().phase != "Hung"
+
+
+@pytest.mark.parametrize("is_same_pod", [True, False])
+async def test_a_time_without_a_pod_to_ask_is_no_jump_of_the_clock(scraped, is_same_pod):
+    await scraped.look()
+    heard_at = scraped.clock.now
+    if not is_same_pod:
+        scraped.world.drop_pod("team", "demo-master-0")
+        scraped.world.put("pod", pod_body("demo-master-0", uid="of-the-new-pod", version=99))
+    scraped.answer = "refused: connection refused"
+    look = await scraped.look(3600.0)
+    moved = 3600.0 - COUNTED if is_same_pod else 0.0
+    assert look.heard_at == heard_at + moved
+    assert scraped.decided().progress.updated_at == moment(heard_at + moved)
+
+
+async def test_a_new_pods_silence_begins_with_its_own_first_request(scraped):
+    scraped.answer = "refused: connection refused"
+    await scraped.look()
+    scraped.world.drop_pod("team", "demo-master-0")
+    scraped.world.put("pod", pod_body("demo-master-0", uid="of-the-new-pod", version=99))
+    look = await scraped.look(3600.0)
+    assert look.unanswered_since == scraped.clock.now
+
+
+async def test_a_new_pod_that_was_never_heard_does_not_hang_when_the_clock_jumps(scraped):
+    await scraped.look()
+    scraped.world.drop_pod("team", "demo-master-0")
+    scraped.world.put("pod", pod_body("demo-master-0", uid="of-the-new-pod", version=99))
+    scraped.answer = "refused: connection refused"
+    await scraped.look(3600.0)
+    await scraped.look(3600.0)
+    assert scraped.decided().phase != "Hung"
+
+
 async def test_long_pauses_of_a_busy_operator_count_in_part_so_that_a_hang_is_still_found(scraped):
     await scraped.look()
     for _ in range(11):
         await scraped.look(COUNTED * 2)
     assert scraped.decided().phase == "Hung"
+
+
+@pytest.mark.parametrize(("jump", "moved"), [(3600.0, 3600.0 - COUNTED), (-3600.0, -3600.0), (COUNTED, 0.0)])
+async def test_the_times_of_other_runs_move_with_the_clock_and_once(scraped, jump, moved):
+    await scraped.look()
+    for newest in (scraped.world.asked, scraped.world.answered):
+        newest.note(("team", "other"), scraped.clock.now)
+    at = scraped.clock.now + moved
+    await scraped.look(jump)
+    await scraped.look()
+    facts = scraped.world.facts_of(*DEMO)
+    assert (facts.others_asked_at, facts.others_answered_at) == (at, at)
+
+
+def test_nobodys_time_does_not_move():
+    newest = Newest()
+    newest.note(DEMO, 5.0)
+    newest.move(3600.0)
+    assert newest.of_others(DEMO) == 0.0
 
 
 def test_times_move_by_what_the_clock_went_beyond_the_pauses():

@@ -7,6 +7,7 @@ from test_whose_silence import BOUND, NOW, TIMEOUT, restarts, silent
 
 from ddp_operator.api.words import Phase
 from ddp_operator.decide.decide import decide
+from ddp_operator.decide.decision import SuspendJob
 from ddp_operator.decide.facts import ProgressLook, Termination
 from ddp_operator.decide.silence import ALONE, RARELY_SECONDS
 
@@ -59,3 +60,8 @@ def test_a_clock_that_was_just_set_ahead_kills_no_gang_of_which_a_pod_has_ended(
     assert not restarts(replace(facts, progress=look))
     asked_since = replace(look, asked_at=NOW, answered_at=NOW)
     assert restarts(replace(facts, progress=asked_since))
+
+
+def test_a_cut_stays_one_when_the_clock_is_set_ahead_before_the_next_look():
+    cut = silent(BOUND * 2.5, TIMEOUT, others_asked=5.0)
+    assert [action for action in decide(cut, NOW + BOUND * 1.1).actions if isinstance(action, SuspendJob)] == []
