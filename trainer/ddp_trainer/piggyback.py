@@ -9,6 +9,8 @@ The gradient is the first to be ready in the backward pass, so it waits for nobo
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -42,10 +44,20 @@ class Piggyback(nn.Module):
         self._group_size = group_size
         self.words = nn.Parameter(torch.zeros(_FLAGS + group_size, device=device))
         self._pending: tuple[Tensor, Any] | None = None
+        self._stand_in: Callable[[], Any] | None = None
 
     def forward(self, *inputs: Any) -> Any:
         """The model's."""
-        return self.model(*inputs)
+        return self._stand_in() if self._stand_in else self.model(*inputs)
+
+    @contextlib.contextmanager
+    def with_stand_in(self, stand_in: Callable[[], Any]) -> Iterator[None]:
+        """While open, a forward pass calls this instead of the model."""
+        self._stand_in = stand_in
+        try:
+            yield
+        finally:
+            self._stand_in = None
 
     def say(self, loss: Tensor, words: Words) -> Tensor:
         """The same loss; its backward pass also says `words`. Call it for the backward pass that averages, in every step."""

@@ -6,10 +6,10 @@ import contextlib
 import copy
 import hashlib
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import torch
-from small_training import Diary, PointsTask, training
+from small_training import Diary, PointsTask, config, training
 from torch import Tensor, nn
 
 from ddp_trainer import engine
@@ -87,6 +87,42 @@ def shared_training(group: Group, steps: int) -> dict[str, Any]:
         "metrics": metrics,
         "own_seconds": [list(own) for _, _, own in diary.of("stepped")],
     }
+
+
+class _Branches(nn.Module):
+    """Used in another order than defined, with a layer on the way that does not learn; 1.6 MB a layer, so that DDP has several buckets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.fixed, self.first, self.middle = nn.Linear(640, 2), nn.Linear(640, 640), nn.Linear(2, 640), nn.Linear(640, 640)
+        self.beside = nn.Linear(640, 640)
+        self.fixed.requires_grad_(requires_grad=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.fixed(self.first(inputs).relu())
+        return cast("Tensor", self.last(self.beside(hidden) + self.middle(hidden).relu()))
+
+
+class _BranchesTask(PointsTask):
+    def build_model(self) -> nn.Module:
+        return _Branches()
+
+
+def begun_thrice(group: Group) -> list[dict[str, Any]]:
+    """The order in which gradients arrived, and the parameters after two steps: begun with a real pass, rehearsed, and rehearsed badly."""
+    seen: list[dict[str, Any]] = []
+    for order in ((), "as seen", "reversed"):
+        task, made = _BranchesTask(), config(data__micro_batches=4)
+        run = engine.build(made, task, group, task.train_set, task.test_set, made.micro_batches)
+        run.gradient_order = order and seen[0]["order"][:: 1 if order == "as seen" else -1]
+        asked = len(task.train_set.asked)
+        engine.begin(run)
+        passes = len(task.train_set.asked) - asked
+        for _ in range(2):
+            engine.one_step(run, lr=0.1)
+            run.step += 1
+        seen.append({"order": list(run.gradient_order), "passes": passes, "parameters": _digest(list(run.model.parameters()))})
+    return seen
 
 
 def leave_together(group: Group, rank: int, step: int) -> dict[str, Any]:

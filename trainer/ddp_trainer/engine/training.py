@@ -46,6 +46,8 @@ class Training:
     evaluated_step: int = 0
     skipped: Sequence[tuple[int, int]] = ()
     """Windows of 0-based steps that are passed over, because the loss was not finite there: (first, one after the last)."""
+    gradient_order: Sequence[int] = ()
+    """In which order gradients arrive, as places among the trained parameters: rank 0's in its first backward pass. Empty until known."""
     words: Piggyback | None = None
     """What ranks tell each other; None where there is one rank. Set by `begin`."""
     own_seconds: float = 0.0

@@ -39,6 +39,8 @@ RETRY_SECONDS = 2.0
 """Pause after a failed write, unless something newer is asked for."""
 MIRROR_SECONDS = 20.0
 """How long the end of a run may wait for the last copy to the second home."""
+STATE = ("history", "gradient_order")
+"""What of a snapshot's description goes to `state.json`, not to the manifest."""
 FENCE_SECONDS = 2.0
 """How long the run directory may know of an attempt that this node's agent has only just drawn."""
 
@@ -145,11 +147,11 @@ def _pause(snapshots: SnapshotMemory, wanted: int, ended: threading.Event) -> No
 
 def _persist(store: CheckpointStore, snapshots: SnapshotMemory, snapshot: Snapshot, report: _Report, events: EventLog) -> Manifest:
     meta = dict(snapshot.meta)
-    stall_seconds, history = float(meta.pop("stall_seconds")), meta.pop("history")
+    stall_seconds, state = float(meta.pop("stall_seconds")), {name: meta.pop(name) for name in STATE if name in meta}
     started = time.monotonic()
     files: dict[str, list[Any]] = {name: [content] for name, content in snapshots.files(snapshot).items()}
     _assert_finite(snapshot.step, snapshots.files(snapshot))
-    files["state.json"] = [json.dumps({"history": history}).encode()]
+    files["state.json"] = [json.dumps(state).encode()]
     took_seconds = 0.0
 
     def durable() -> None:

@@ -46,6 +46,8 @@ FINAL_SAVE_TRIES = 4
 HISTORY = 500
 """Evaluations that a checkpoint remembers: 30 KB; the whole curve is in metrics.jsonl."""
 HISTORY_BYTES = 40_000
+GRADIENT_ORDER = 2_000
+"""Parameters whose order a checkpoint remembers: 12 KB. A model of more tensors makes its restarts with a pass over two samples."""
 WAIT_SECONDS = 0.02
 
 
@@ -251,6 +253,7 @@ def _take_over(run: engine.Training, origin: restore.Origin, start: Start) -> li
     run.step = int(origin.meta["step"])
     before = [(int(first), int(end)) for first, end in origin.meta.get("skipped", [])]
     run.skipped = sorted({*before, *((int(first), int(end)) for first, end in start.skipped)})
+    run.gradient_order = [int(place) for place in origin.meta.get("gradient_order", [])]
     history = list(origin.meta.get("history", []))
     if history:
         run.evaluated_step, run.metrics = int(history[-1][0]), dict(history[-1][1])
@@ -287,6 +290,7 @@ def _describe(
         "skipped": list(run.skipped),
         "stall_seconds": stall_seconds,
         "history": _fitting(history),
+        "gradient_order": run.gradient_order if len(run.gradient_order) <= GRADIENT_ORDER else [],
     }
 
 

@@ -136,4 +136,4 @@ def put(origin: Origin, state: RunState, group: Group) -> None:
 
 
 def _meta(loaded: Loaded) -> dict[str, Any]:
-    return {**loaded.manifest.model_dump(mode="json", exclude={"files", "libraries"}), "history": loaded.extra.get("history", [])}
+    return {**loaded.extra, **loaded.manifest.model_dump(mode="json", exclude={"files", "libraries"})}

@@ -1,0 +1,62 @@
+"""A backward pass without a model: gradients of zero, which arrive in the order in which a real pass was seen to bring them.
+
+DDP takes nothing from its first backward pass but that order. The real one needs a forward pass first, which at four ranks on two cores
+is a sixth of a restart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def arrivals(model: nn.Module) -> Iterator[list[int]]:
+    """A list that fills with the order in which gradients arrive in the next backward pass, as places among the trained parameters.
+
+    It stays short of a parameter whose gradient is sparse: zeros in its place would not be taken for one.
+    """
+    order: list[int] = []
+
+    def hook(place: int) -> Any:
+        return lambda gradient: None if gradient.is_sparse else order.append(place)
+
+    handles = [parameter.register_hook(hook(place)) for place, parameter in enumerate(_trained(model))]
+    try:
+        yield order
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def is_whole(order: Sequence[int], model: nn.Module) -> bool:
+    """Whether the order names each trained parameter of the model once."""
+    return sorted(order) == list(range(len(_trained(model))))
+
+
+def rehearse(order: Sequence[int], model: nn.Module) -> Tensor:
+    """A scalar 0 whose backward pass brings each parameter a gradient of zeros, in this order."""
+    parameters = _trained(model)
+    end = torch.zeros((), device=parameters[0].device)
+    for place in reversed(order):  # what is linked last is the first to be reached from the end
+        end = cast("Tensor", _Link.apply(end, parameters[place]))
+    return end
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+class _Link(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, end: Tensor, parameter: Tensor) -> Tensor:
+        ctx.parameter = parameter
+        return end.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, torch.zeros_like(ctx.parameter)  # of the parameter's layout, which the buckets have
