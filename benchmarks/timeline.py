@@ -17,9 +17,8 @@ PARTS = (
     ("data opened", "rank runs", "data ready"),
     ("ranks met, newest state found", "data ready", "model begun"),
     ("model built", "model begun", "model built"),
-    ("state put in place, DDP wrapped", "model built", "batch 0"),
-    ("throw-away backward", "batch 0", "batch 1"),
-    ("the step", "batch 1", "stepped"),
+    ("state put in place, DDP wrapped and settled", "model built", "batch"),
+    ("the step", "batch", "stepped"),
 )
 """Name, first mark, last mark. A first start has no fault; a restart's clock begins at the kill."""
 NOT_MACHINERY = frozenset({"model built", "the step"})

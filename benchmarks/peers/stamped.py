@@ -1,7 +1,7 @@
 """Our trainer, unchanged, as startup.py and recovery.py watch it: a task that notes when each part of a rank's start begins and ends.
 
 `ddp local --set task.name=stamped:Stamped --set task.options.stamps=FILE`. One JSON line per mark, `{"what", "rank", "pid", "time"}`,
-appended with one write, so several ranks may share the file. The first five batches are noted, which is all that a start has.
+appended with one write, so several ranks may share the file. The first batches are noted, which is all that a start has.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ddp_trainer.data.source import Report
 from ddp_trainer.tasks.cifar10 import Cifar10
 from ddp_trainer.tasks.protocol import Dataset
 
-NOTED_BATCHES = 5
+NOTED_BATCHES = 4
 
 
 @dataclass
@@ -60,9 +60,10 @@ class StampedDataset:
         return StampedDataset(self.dataset.to(device), self.stamps)
 
     def batch(self, indices: Tensor, epochs: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Note that a step begins: the first is the throw-away one that settles DDP's buckets."""
-        if self.stamps.batches < NOTED_BATCHES:
-            self.stamps.note(f"batch {self.stamps.batches}")
+        """Note that a step begins. The pass that settles DDP's buckets at a first start takes the first samples as they lie, and is none."""
+        is_thrown_away = torch.equal(indices, torch.arange(len(indices)))
+        if self.stamps.batches < NOTED_BATCHES and not is_thrown_away:
+            self.stamps.note("batch")
             self.stamps.batches += 1
         return self.dataset.batch(indices, epochs)
 
