@@ -6,7 +6,7 @@ helm/README.md            the table of values, from the same comments
 helm/crds/                the TrainingRun's definition, from the operator's models
 manifests/base, overlays  the chart's own output for people without Helm; its job is labelled for adoption
 manifests/operator        the operator and the definition, the same way
-docs/operator.md          two tables: fields of a TrainingRun's spec, and settings
+docs/operator.md          four tables: reasons of conditions and of events, fields of a TrainingRun's spec, settings
 
 With --check nothing is written: what differs is named, and the exit code is 1. Only `--check` and the manifests need helm on PATH.
 """
@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from ddp_operator import settings
-from ddp_operator.api import crd
+from ddp_operator.api import crd, words
 from ddp_trainer.config import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,13 +163,26 @@ This table is generated from the comments in values.yaml.
 def operator_page() -> str:
     """The page about the operator, with its generated tables between their marks."""
     text = OPERATOR_PAGE.read_text(encoding="utf-8")
-    environment = crd.docstrings(settings)
-    rows = [
-        (f"`DDP_OPERATOR__{key.upper()}`", _shown(field.default), environment.get(f"Settings.{key}", ""))
-        for key, field in settings.Settings.model_fields.items()
-    ]
-    for mark, head, body in (("fields", "field", list(_fields(crd.schema()["properties"]["spec"]))), ("settings", "variable", rows)):
-        table = "\n".join([f"| {head} | default | |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in body)])
+    environment, meanings = crd.docstrings(settings), crd.docstrings(words)
+    of_conditions = {words.ConditionType.CHECKPOINT_FRESH: words.CheckpointReason, words.ConditionType.STORAGE_HEALTHY: words.StorageReason}
+    tables: dict[str, tuple[str, list[tuple[str, ...]]]] = {
+        "condition-reasons": (
+            "| reason | condition | it is |",
+            [(word, kind, meanings[f"{of.__name__}.{word.name}"]) for kind, of in of_conditions.items() for word in of],
+        ),
+        "event-reasons": ("| event | it says |", [(word, meanings[f"EventReason.{word.name}"]) for word in words.EventReason]),
+        "fields": ("| field | default | |", list(_fields(crd.schema()["properties"]["spec"]))),
+        "settings": (
+            "| variable | default | |",
+            [
+                (f"`DDP_OPERATOR__{key.upper()}`", _shown(field.default), environment.get(f"Settings.{key}", ""))
+                for key, field in settings.Settings.model_fields.items()
+            ],
+        ),
+    }
+    for mark, (head, rows) in tables.items():
+        rule = "|---" * (head.count("|") - 1) + "|"
+        table = "\n".join([head, rule, *(f"| {' | '.join(row)} |" for row in rows)])
         text = re.sub(
             rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text, flags=re.DOTALL
         )

@@ -36,6 +36,9 @@
 {{- if and $hung (include "ddp.hasTrainingRun" .) (le (int $hung) $silence) -}}
 {{- fail (printf "policy.hungAfterSeconds %d is within the %d s that the trainer may be silent by its own bounds, so the operator would restart what the trainer still mends; leave it null, or lower start_limit_seconds, evaluate_limit_seconds, save_limit_seconds, lock_wait_seconds of config.fault_tolerance and peer_timeout_seconds of config.distributed" (int $hung) $silence) -}}
 {{- end -}}
+{{- if and (not (include "ddp.hasTrainingRun" .)) (le (include "ddp.adoptedHungAfter" . | int) $silence) -}}
+{{- fail (printf "the trainer may be silent for %d s by its own bounds, but without a TrainingRun of this release any operator adopts the job with its default hungAfter of %s s, and would restart what the trainer still mends; set trainingRun.enabled to true, which renders a longer one, or lower start_limit_seconds, evaluate_limit_seconds, save_limit_seconds, lock_wait_seconds of config.fault_tolerance and peer_timeout_seconds of config.distributed" $silence (include "ddp.adoptedHungAfter" .)) -}}
+{{- end -}}
 {{- $fewest := int (default 1 $config.distributed.min_nodes) -}}
 {{- if gt $fewest (int .Values.replicas) -}}
 {{- fail (printf "config.distributed.min_nodes %d is more than replicas %d; lower it, or raise replicas" $fewest (int .Values.replicas)) -}}

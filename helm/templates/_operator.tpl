@@ -72,6 +72,11 @@ ddp-operator.io/operator-of: {{ .Release.Name | quote }}
 {{- default (add 60 (include "ddp.longestSilence" . | int)) .Values.policy.hungAfterSeconds | int -}}
 {{- end }}
 
+{{/* What an adopted job gets: the default of the policy's hungAfter, 20m, in seconds. */}}
+{{- define "ddp.adoptedHungAfter" -}}
+1200
+{{- end }}
+
 {{/* Three checkpoints missed, and ten minutes at least. */}}
 {{- define "ddp.staleAfter" -}}
 {{- $every := dig "checkpoint" "every_seconds" 0 (include "ddp.config" . | fromJson) -}}

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import kopf
 
 from ddp_operator.act.api_client import configuration, proxy_for
 from ddp_operator.api.trainingrun import GROUP, PLURAL, VERSION
+from ddp_operator.backoff import Backoff
 from ddp_operator.observe.life import Life
 from ddp_operator.observe.world import World
 
@@ -27,7 +27,6 @@ INACTIVITY_SECONDS: Final = 70
 """The API server sends a bookmark each minute: a watch that is silent for longer has lost its connection."""
 CONNECT_SECONDS: Final = 10
 REQUEST_SECONDS: Final = 30
-LONGEST_BACKOFF_SECONDS: Final = 15.0
 PAGE_OBJECTS: Final = 100
 """A page's objects are all in memory at once, several times larger than on the wire, before the first of them is slimmed."""
 IDLE_SECONDS: Final = 0.1
@@ -101,17 +100,6 @@ class _NoDifferences(kopf.DiffBaseStorage):
         """Nothing is."""
 
 
-class Backoffs:
-    """Pauses between attempts: growing, jittered, and without an end, since a watcher that gives up is worse than one that waits."""
-
-    def __iter__(self) -> Iterator[float]:
-        """Begin anew."""
-        pause = 0.5
-        while True:
-            yield pause * random.uniform(0.5, 1.0)  # noqa: S311
-            pause = min(pause * 2, LONGEST_BACKOFF_SECONDS)
-
-
 def kopf_settings() -> kopf.OperatorSettings:
     """As we need kopf. It does not watch for new kinds and namespaces, which needs rights on the whole cluster: `keep_kopf` looks again."""
     settings = kopf.OperatorSettings()
@@ -125,7 +113,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.chunk_size = PAGE_OBJECTS
     settings.networking.request_timeout = REQUEST_SECONDS
     settings.networking.connect_timeout = CONNECT_SECONDS
-    settings.networking.error_backoffs = Backoffs()
+    settings.networking.error_backoffs = Backoff()
     settings.networking.enforce_retry_after = True
     settings.queueing.exit_timeout = 0.5
     settings.queueing.idle_timeout = IDLE_SECONDS
@@ -143,7 +131,7 @@ async def keep_kopf(world: World, namespaces: Sequence[str], on_start: Callable[
     If it can be started but never stays, its watchers fall silent, and the liveness probe fails. It is also started again, now and then, as
     long as a kind is missing that it should watch: Kubeflow may be installed after us.
     """
-    pauses = iter(Backoffs())
+    pauses = iter(Backoff())
     while True:
         roots = await kopf.spawn_tasks(
             registry=registry_for(world),
@@ -173,7 +161,7 @@ async def keep_kopf(world: World, namespaces: Sequence[str], on_start: Callable[
             continue
         failures = [str(error) for task in done if not task.cancelled() and (error := task.exception())]
         if time.monotonic() - began > STEADY_SECONDS:
-            pauses = iter(Backoffs())
+            pauses = iter(Backoff())
         pause = next(pauses)
         _log.warning("The watchers of kopf have ended (%s); they start again in %.1f s.", "; ".join(failures) or "nobody says why", pause)
         await asyncio.sleep(pause)

@@ -256,6 +256,7 @@ class Process:
             watcher_silent_seconds=self._life.ages(),
             status_writes=counts.writes,
             status_conflicts=counts.conflicts,
+            status_pruned=counts.pruned,
             reconcile_errors=counts.errors,
             actions=dict(counts.actions),
         )

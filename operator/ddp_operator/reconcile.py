@@ -19,13 +19,14 @@ from functools import partial
 from typing import Final
 
 from ddp_operator.act.actions import carry_out
-from ddp_operator.act.backoff import backoff_seconds
 from ddp_operator.act.bystanders import Bystanders, reporting
 from ddp_operator.act.events import Events
 from ddp_operator.act.old_crd import OldCrd
 from ddp_operator.act.orphans import Orphans
 from ddp_operator.act.status import GONE, INVALID, ConflictError, path_of, write_status
 from ddp_operator.api.trainingrun import TrainingRunStatus
+from ddp_operator.backoff import Backoff
+from ddp_operator.decide import announce
 from ddp_operator.decide.decide import decide
 from ddp_operator.decide.decision import Decision, DeletePod, Event
 from ddp_operator.decide.facts import RunFacts
@@ -49,6 +50,9 @@ RENEWAL_LOOKS: Final = 1.5
 follow. At each look, a thousand runs would be a hundred writes a second: half a core here, and more on the API server."""
 SOONEST_SECONDS: Final = 0.2
 """However soon a decision wants to be looked at again: a clock that stands still must not spin the loop."""
+BACKOFF: Final = Backoff(30.0)
+REFUSED: Final = (400, 403, 405, 422)
+"""Answers to an act that trying again will not change: rights, an admission policy. Others are a moment's."""
 EVENT_ATTEMPTS: Final = 3
 EVENT_PAUSE_SECONDS: Final = 1.0
 
@@ -64,7 +68,8 @@ class Counts:
     conflicts: int = 0
     errors: int = 0
     events: int = 0
-    events_lost: int = 0
+    events_refused: int = 0
+    """Those that the status tells are told again with the next look."""
     pruned: int = 0
     """Writes of which the server has not kept all, since its CRD is old."""
     actions: Counter[str] = field(default_factory=Counter)
@@ -104,6 +109,8 @@ class Reconciler:
         self._old_crd = OldCrd(monotonic)
         self._bystanders = Bystanders()
         self._led = False
+        self._untold: set[Key] = set()
+        """Runs of which an event may be missing: what another leader has written, and those of which one was not posted."""
         self._wrote_at = float("-inf")
         self.counts = Counts()
 
@@ -149,6 +156,7 @@ class Reconciler:
             self._trouble.clear()
             self._old_crd = OldCrd(self._monotonic)  # another leader may have begun something since
             changed = self._world.names()
+            self._untold = set(changed)
         for key in changed:
             if key not in self._trouble:  # its pause stands: a run that fails must not wake itself by what it has written before failing
                 self._turns.change(key, now)
@@ -217,6 +225,7 @@ class Reconciler:
             self._old_crd.forget(key)
             self._bystanders.forget(key)
             self._turns.forget(key)
+            self._untold.discard(key)
             return
         stored, facts = facts, self._old_crd.remembered(key, facts)
         is_bystander = self._bystanders.note(key, facts.spec.job_ref.name, is_one=not self._world.acts(*key))
@@ -238,8 +247,11 @@ class Reconciler:
             self.counts.pruned += self._old_crd.note_written(key, decision.status, body, self._world.facts_of(*key))
         failure = None if self._old_crd.forbids_acts(key) else await self._act(facts, decision)
         # told even if an action failed: the status says it now, so no later decision would tell it
-        for event in decision.events:
-            await self._tell(facts, event)
+        again = announce.recent(facts.status, self._clock()) if key in self._untold else ()
+        told = [await self._tell(facts, event, attempts=1) for event in again] + [
+            await self._tell(facts, event) for event in decision.events
+        ]
+        (self._untold.discard if all(told) else self._untold.add)(key)
         if failure is not None:
             raise failure
 
@@ -252,6 +264,8 @@ class Reconciler:
             try:
                 body = await carry_out(self._api, facts.namespace, action, timeout_seconds=self._write_seconds)
             except (ConflictError, ApiError) as error:
+                if isinstance(error, ApiError) and error.status in REFUSED:
+                    await self._tell(facts, announce.refused(decision.status, action, error.reason), attempts=1)
                 return error
             self.counts.actions[name] += 1
             _log.info("%s %s: %s", name, target, action.why, extra=_fields((facts.namespace, facts.name)))
@@ -259,19 +273,22 @@ class Reconciler:
                 self._world.put_job(body)
         return None
 
-    async def _tell(self, facts: RunFacts, event: Event) -> None:
-        for attempt in range(EVENT_ATTEMPTS):
-            if not self._is_leader():
-                return
+    async def _tell(self, facts: RunFacts, event: Event, attempts: int = EVENT_ATTEMPTS) -> bool:
+        """Whether it is there now."""
+        key = (facts.namespace, facts.name)
+        while self._still_leads(key):
+            attempts -= 1
             try:
                 self.counts.events += await self._events.post(facts, event, timeout_seconds=self._write_seconds)
             except ApiError as error:
-                if attempt + 1 < EVENT_ATTEMPTS and error.status in (0, 429, 500, 502, 503, 504):
+                if attempts > 0 and error.status in (0, 429, 500, 502, 503, 504):
                     await asyncio.sleep(EVENT_PAUSE_SECONDS)
                     continue
-                self.counts.events_lost += 1
-                _log.warning("Event %s was not posted: %s", event.reason, error.reason, extra=_fields((facts.namespace, facts.name)))
-            return
+                self.counts.events_refused += 1
+                _log.warning("Event %s was not posted: %s", event.reason, error.reason, extra=_fields(key))
+                return False
+            return True
+        return False
 
     async def _read_anew(self, key: Key) -> None:
         # the watch brings it too, but perhaps not before the next attempt
@@ -284,7 +301,7 @@ class Reconciler:
     def _try_again(self, key: Key, sentence: str, retry_after_seconds: float | None) -> None:
         trouble = self._trouble.setdefault(key, _Trouble())
         trouble.attempts += 1
-        pause = max(backoff_seconds(trouble.attempts), retry_after_seconds or 0.0)
+        pause = BACKOFF.after(trouble.attempts, retry_after_seconds)
         self._turns.wait_until(key, self._monotonic() + pause)
         if trouble.sentence != sentence:
             trouble.sentence = sentence

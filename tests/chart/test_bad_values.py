@@ -55,6 +55,10 @@ REFUSED_WITH_A_SENTENCE = {
         {"job": {"enabled": False}, "checkpoint": {"keep": False}},
         "would delete the claim, and every checkpoint on it",
     ),
+    "silences longer than an adopted job's hungAfter": (
+        {"trainingRun": {"enabled": False}, "config": {"fault_tolerance": {"start_limit_seconds": 1200}}},
+        "adopts the job with its default hungAfter of 1200 s",
+    ),
     "a run that saves nothing": ({"config": {"checkpoint": {"every_seconds": 0, "every_steps": None}}}, "every_seconds"),
 }
 REFUSED_BY_THE_SCHEMA = {

@@ -6,7 +6,8 @@ import pytest
 import yaml
 from chart import CHART, case_values, pods, template
 
-from ddp_operator.api.trainingrun import TrainingRun
+from ddp_operator.api.trainingrun import Policy, TrainingRun
+from ddp_operator.decide import durations
 from ddp_operator.settings import Settings
 from ddp_trainer.config import DistributedSection, FaultToleranceSection
 
@@ -231,6 +232,15 @@ def test_a_job_has_a_training_run_or_else_the_label_that_has_it_adopted(values, 
     render = template(tmp_path, CPU | values)
     assert ("TrainingRun" in {item["kind"] for item in render.objects}) is has_run
     assert (render.one("PyTorchJob")["metadata"]["labels"].get(TRACK) == "true") is not has_run
+
+
+def test_silences_are_compared_with_the_bound_that_an_adopted_job_really_gets(tmp_path):
+    adopted = durations.seconds(Policy().hung_after)
+    values = CPU | {"trainingRun": {"enabled": False}}
+    assert template(tmp_path, values | {"config": {"fault_tolerance": {"start_limit_seconds": adopted - 1}}}).code == 0
+    refused = template(tmp_path, values | {"config": {"fault_tolerance": {"start_limit_seconds": adopted}}})
+    assert f"adopts the job with its default hungAfter of {adopted:.0f} s" in refused.error
+    assert template(tmp_path, CPU | {"config": {"fault_tolerance": {"start_limit_seconds": adopted}}}).code == 0
 
 
 def test_the_definition_of_the_training_run_comes_with_the_chart():

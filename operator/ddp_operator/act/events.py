@@ -1,19 +1,21 @@
 """Kubernetes events on TrainingRuns, so that `kubectl describe` tells what happened. They are for people: nothing is decided from them.
 
-The same reason with the same message is not posted again for five minutes: a state that flaps must not fill the cluster's event store.
+An event is named after what it tells, so it is there once, also if its answer was lost, or another leader has posted it. The same reason
+with the same message is not posted again for five minutes: a state that flaps must not fill the cluster's event store.
 """
 
 from __future__ import annotations
 
-import secrets
+import hashlib
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from ddp_operator.act.status import CONFLICT
 from ddp_operator.api.trainingrun import GROUP, KIND, VERSION
 from ddp_operator.decide.decision import Event
 from ddp_operator.decide.facts import RunFacts
-from ddp_operator.observe.api import Api, Json
+from ddp_operator.observe.api import Api, ApiError, Json
 
 REPEAT_SECONDS = 300.0
 REMEMBERED = 4096
@@ -35,7 +37,7 @@ class Events:
         """Repetitions that were not posted."""
 
     async def post(self, run: RunFacts, event: Event, *, timeout_seconds: float) -> bool:
-        """Post one; False: it is a repetition.
+        """Post one; False: it is a repetition, or there already.
 
         Raises:
             ApiError: it was not posted, and may be tried again.
@@ -45,19 +47,26 @@ class Events:
         if now - self._posted.get(key, now - REPEAT_SECONDS) < REPEAT_SECONDS:
             self.held_back += 1
             return False
-        body = event_body(run, event, self._identity)
-        await self._api.request("POST", f"/api/v1/namespaces/{run.namespace}/events", body=body, timeout_seconds=timeout_seconds)
+        body, is_new = event_body(run, event, self._identity), True
+        try:
+            await self._api.request("POST", f"/api/v1/namespaces/{run.namespace}/events", body=body, timeout_seconds=timeout_seconds)
+        except ApiError as error:
+            if error.status != CONFLICT:
+                raise
+            is_new = False
         self._posted.pop(key, None)  # to the end of the order
         self._posted[key] = now
         while len(self._posted) > REMEMBERED:
             del self._posted[next(iter(self._posted))]
-        return True
+        return is_new
 
 
 def event_body(run: RunFacts, event: Event, identity: str) -> Json:
     """The event as the API wants it."""
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    unique = f".{secrets.token_hex(8)}"
+    # what no status tells is the same only as long as nothing was written since
+    fact = event.fact or f"{run.resource_version}/{event.message}"
+    unique = f".{hashlib.sha256(f'{run.uid}/{event.reason}/{fact}'.encode()).hexdigest()[:16]}"
     message = event.message if len(event.message) <= MESSAGE_CHARACTERS else event.message[: MESSAGE_CHARACTERS - 3] + "..."
     return {
         "apiVersion": "v1",

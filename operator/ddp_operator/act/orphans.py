@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from ddp_operator.act.adopt import NameTakenError, adopt
-from ddp_operator.act.backoff import backoff_seconds
 from ddp_operator.api.words import EventReason
+from ddp_operator.backoff import Backoff
 from ddp_operator.decide.decision import Event
 from ddp_operator.decide.facts import JobFacts, RunFacts
 from ddp_operator.observe.api import Api, ApiError
@@ -18,6 +18,7 @@ from ddp_operator.observe.world import World
 
 ADOPT_AFTER_SECONDS: Final = 2.0
 """A chart makes the job first and its TrainingRun a moment later: adopting in between would take the name."""
+BACKOFF: Final = Backoff(30.0)
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Orphans:
         world: World,
         api: Api,
         is_leader: Callable[[], bool],
-        tell: Callable[[RunFacts, Event], Awaitable[None]],
+        tell: Callable[[RunFacts, Event], Awaitable[bool]],
         monotonic: Callable[[], float],
         write_seconds: float,
     ) -> None:
@@ -81,7 +82,7 @@ class Orphans:
             _log.exception("PyTorchJob %s could not be adopted; please report this.", job.name, extra=about)
         finally:
             orphan.attempts += 1
-            orphan.due_at = self._monotonic() + backoff_seconds(orphan.attempts + 2)
+            orphan.due_at = self._monotonic() + BACKOFF.after(orphan.attempts + 2)
             orphan.task = None
 
 

@@ -175,7 +175,7 @@ class _Reader:
 
 
 def docstrings(module: ModuleType) -> dict[str, str]:
-    """Of a module's classes, by name, and of their fields ("Class.field") by the text below them: what `kubectl explain` prints."""
+    """Of a module's classes, by name, and of their fields and words ("Class.field"), by the text below: what `kubectl explain` prints."""
     found = {}
     for node in ast.parse(inspect.getsource(module)).body:
         if not isinstance(node, ast.ClassDef):
@@ -183,13 +183,9 @@ def docstrings(module: ModuleType) -> dict[str, str]:
         if (text := ast.get_docstring(node)) is not None:
             found[node.name] = _line(text)
         for field, below in zip(node.body, node.body[1:], strict=False):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(below, ast.Expr)
-                and isinstance(below.value, ast.Constant)
-            ):
-                found[f"{node.name}.{field.target.id}"] = _line(str(below.value.value))
+            target = field.target if isinstance(field, ast.AnnAssign) else field.targets[0] if isinstance(field, ast.Assign) else None
+            if isinstance(target, ast.Name) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                found[f"{node.name}.{target.id}"] = _line(str(below.value.value))
     return found
 
 

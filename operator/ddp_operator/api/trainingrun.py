@@ -160,6 +160,8 @@ class RestartStatus(StatusModel):
     by_operator: Count = 0
     in_process: Count = 0
     """Restarts of ranks by the trainer itself, no pod lost."""
+    in_former_lives: Count | None = None
+    """Those that the trainer, which counts all of the run, had counted before this job or resume. None: it was not heard since."""
     without_progress: Count = 0
     """Failures since the durable step last moved."""
     durable_step_at_last_failure: Count = 0
@@ -216,7 +218,10 @@ class ClaimStatus(StatusModel):
     requested_bytes: Count = 0
     capacity_bytes: Count = 0
     used_bytes: Count | None = None
+    """Of the file system that it lies on, as node 0 sees it."""
     used_percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    volume_bytes: Count | None = None
+    """That file system's size. More than the capacity where many claims share one, as with NFS, hostPath and local-path."""
     used_by: Annotated[list[Name], Field(max_length=16)] = []
     """TrainingRuns that use it, this one included."""
 
@@ -230,7 +235,7 @@ class TimingStatus(StatusModel):
     gathered_at: datetime | None = None
     """First moment of all pods running: the pending deadline ends here."""
     running_at: datetime | None = None
-    """First step seen."""
+    """First step seen since the last pause; of who tells no steps, when all pods ran."""
     suspended_at: datetime | None = None
     suspended_seconds: Count = 0
     finished_at: datetime | None = None

@@ -18,7 +18,7 @@ class Phase(StrEnum):
     RESTARTING = "Restarting"
     """It has trained, something was lost, and it is on its way back: the reason is the cause."""
     HUNG = "Hung"
-    """Pods run, but no step was made for longer than `hungAfter`, and the trainer's own watchdog has not helped."""
+    """Pods run, but no sign of training was heard for longer than `hungAfter`, and the trainer's own watchdog has not helped."""
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
@@ -96,19 +96,70 @@ class ConditionType(StrEnum):
     SUCCEEDED = "Succeeded"
 
 
+class CheckpointReason(StrEnum):
+    """Of the condition CheckpointFresh. Its texts are a table of docs/operator.md."""
+
+    FRESH = "CheckpointFresh"
+    """True: the newest durable step is not older than `staleAfter` of training"""
+    FINISHED = "Finished"
+    """True: training is finished"""
+    STALE = "CheckpointStale"
+    """False: it trains, and nothing newer became durable for `staleAfter`"""
+    NONE_YET = "NoCheckpointYet"
+    """Unknown: nothing is durable yet; False: nor after `staleAfter` of training"""
+    NOT_KNOWN = "NotKnown"
+    """Unknown: nobody says which step is durable"""
+
+
+class StorageReason(StrEnum):
+    """Of the condition StorageHealthy. Its texts are a table of docs/operator.md."""
+
+    ROOM = "EnoughRoom"
+    """True: the checkpoint volume has room"""
+    FILLING = "VolumeFilling"
+    """True, as a warning: the volume is 85 % full, or has room for less than three more checkpoints"""
+    FULL = "VolumeFull"
+    """False: the volume is 95 % full, or the next checkpoint does not fit"""
+    CLAIM_MISSING = "ClaimMissing"
+    """False: nobody has made a claim that it uses"""
+    CLAIM_LOST = "ClaimLost"
+    """False: a claim has lost its volume"""
+    CLAIM_TERMINATING = "ClaimTerminating"
+    """False: a claim is deleted as soon as no pod uses it"""
+    NOT_KNOWN = "NotKnown"
+    """Unknown: nobody says how full the volume is"""
+
+
+ConditionReason = Phase | PendingReason | Cause | CheckpointReason | StorageReason
+"""All that a condition may give as its reason. Those about the phase give the run's own reason, or the phase where it has none."""
+
+
 class EventReason(StrEnum):
-    """Reasons of Kubernetes events that the operator posts on TrainingRuns."""
+    """Reasons of Kubernetes events that the operator posts on TrainingRuns. Their texts are a table of docs/operator.md."""
 
     PHASE = "PhaseChanged"
+    """it is in another phase, of those that have no event of their own; a warning if that is Restarting"""
     RESTARTED = "Restarted"
+    """it trains again after a loss: how long that took, and the steps that were done again"""
     GANG_RESTART = "GangRestart"
+    """the operator starts all pods again, goes on with that although some did not go, or gives it up; or the API server refuses it"""
     HUNG = "Hung"
+    """no sign of training was heard for `hungAfter`"""
     PODS_FREED = "PodsFreed"
+    """a pod of a lost node, or one that did not end, was deleted; or the API server refuses it"""
     STOPPED = "Stopped"
+    """a budget or deadline is over: the job was suspended, or by policy or for Kueue was not; or the API server refuses it"""
     CLEANED_UP = "CleanedUp"
+    """pods that ran on after the end of their job were deleted"""
     CHECKPOINT_STALE = "CheckpointStale"
+    """the condition CheckpointFresh became False for that reason"""
     VOLUME_FILLING = "VolumeFilling"
+    """the checkpoint volume has little room left, or none"""
     CLAIM_LOST = "ClaimLost"
+    """a claim has lost its volume, or does not exist"""
     ADOPTED = "Adopted"
+    """a TrainingRun was made for a job that asks to be tracked"""
     SUCCEEDED = "Succeeded"
+    """it has finished"""
     FAILED = "Failed"
+    """it will not go on by itself"""

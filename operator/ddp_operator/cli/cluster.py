@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import typer
 
-from ddp_operator.api.trainingrun import GROUP, PLURAL, VERSION
+from ddp_operator.api.trainingrun import GROUP, PLURAL, RUN_LABEL, VERSION
+from ddp_operator.decide.facts import ClaimFacts, PodFacts
 from ddp_operator.errors import ClusterError, OperatorError
+from ddp_operator.observe import slim
 from ddp_operator.observe.api import Api, ApiError, Json, Query
 
 TIMEOUT_SECONDS = 15.0
@@ -107,24 +109,55 @@ async def list_runs(api: Api, namespace: str | None) -> list[Json]:
         ClusterError: if the CRD is not installed.
         ApiError: for everything else.
     """
+    try:
+        found = await _listed(api, collection(namespace))
+    except ApiError as error:
+        if error.status == 404:  # noqa: PLR2004  # of a collection: the kind itself is not known
+            raise ClusterError(
+                f"This cluster knows no TrainingRuns: install the chart (helm/), which brings {PLURAL}.{GROUP} and the operator, "
+                "or switch the context with `kubectl config use-context`."
+            ) from error
+        raise
+    return sorted(found, key=lambda body: (text(body, "metadata", "namespace"), text(body, "metadata", "name")))
+
+
+async def _listed(api: Api, path: str, **wanted: str) -> list[Json]:
+    """All objects of a collection, page by page."""
     found: list[Json] = []
-    query: dict[str, str | int | bool] = {"limit": PAGE}
+    query: dict[str, str | int | bool] = {"limit": PAGE, **wanted}
     for _ in range(PAGES):
-        try:
-            answer = await api.request("GET", collection(namespace), query=query, timeout_seconds=TIMEOUT_SECONDS)
-        except ApiError as error:
-            if error.status == 404:  # noqa: PLR2004  # of a collection: the kind itself is not known
-                raise ClusterError(
-                    f"This cluster knows no TrainingRuns: install the chart (helm/), which brings {PLURAL}.{GROUP} and the operator, "
-                    "or switch the context with `kubectl config use-context`."
-                ) from error
-            raise
+        answer = await api.request("GET", path, query=query, timeout_seconds=TIMEOUT_SECONDS)
         items = answer.get("items")
         found += [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
         query["continue"] = text(answer, "metadata", "continue")
         if not query["continue"]:
             break
-    return sorted(found, key=lambda body: (text(body, "metadata", "namespace"), text(body, "metadata", "name")))
+    return found
+
+
+async def pods_of(api: Api, namespace: str, job: str) -> list[PodFacts] | None:
+    """The pods of a job; None if they cannot be read: what is told about the run does not depend on them."""
+    try:
+        bodies = await _listed(api, f"/api/v1/namespaces/{name_of(namespace)}/pods", labelSelector=f"{slim.JOB_LABEL}={name_of(job)}")
+    except (ApiError, ClusterError):
+        return None
+    return [seen[1].facts for body in bodies if (seen := slim.pod(body)) is not None]
+
+
+async def orphaned_claims(api: Api, namespace: str | None, runs: Sequence[Json]) -> list[tuple[str, ClaimFacts]]:
+    """Namespace and claim: made for a run, and used by none of `runs` nor by any job. Empty if one may not list claims and jobs."""
+    place = f"namespaces/{name_of(namespace)}/" if namespace else ""
+    try:
+        made = await _listed(api, f"/api/v1/{place}persistentvolumeclaims", labelSelector=RUN_LABEL)
+        claims = [(seen.namespace, seen.facts) for body in made if (seen := slim.claim(body)) is not None and not seen.facts.deleted_at]
+        jobs = [slim.job(body) for body in await _listed(api, f"/apis/kubeflow.org/v1/{place}pytorchjobs")] if claims else []
+    except ApiError:
+        return []
+    used = {(job.namespace, claim) for job in jobs if job is not None for claim in job.facts.claims}
+    used |= {(text(body, "metadata", "namespace"), text(body, "spec", "checkpoint", "claimName")) for body in runs}
+    return sorted(
+        ((where, claim) for where, claim in claims if (where, claim.name) not in used), key=lambda found: (found[0], found[1].name)
+    )
 
 
 async def get_run(api: Api, namespace: str, name: str) -> Json:

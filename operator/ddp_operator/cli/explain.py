@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
-from ddp_operator.api.advice import Advice, advise
+from ddp_operator.api.advice import Advice, advise, pod_to_look_at
 from ddp_operator.api.words import Phase
-from ddp_operator.cli.cluster import at, events_of, get_run, own_namespace, sentences, text, with_cluster
+from ddp_operator.cli.cluster import at, events_of, get_run, own_namespace, pods_of, sentences, text, with_cluster
 from ddp_operator.cli.runs import COLOURS, seconds_at
 from ddp_operator.decide.durations import spoken
+from ddp_operator.decide.facts import PodFacts
 from ddp_operator.observe.api import Api, Json
 
 MOMENTS = 80
@@ -41,7 +42,8 @@ def explain(
     async def show(api: Api) -> None:
         place = namespace or await own_namespace()
         body = await get_run(api, place, run)
-        _print(body, story(body, await events_of(api, place, run)), advice_for(body), time.time())
+        pods = await pods_of(api, place, text(body, "spec", "jobRef", "name"))
+        _print(body, story(body, await events_of(api, place, run)), advice_for(body, pods), time.time())
 
     with sentences():
         with_cluster(show)
@@ -108,23 +110,32 @@ def _events(events: list[Json]) -> Iterator[Moment]:
             yield Moment(moment, text(event, "reason"), words, "warn" if text(event, "type") in BAD_EVENTS else "")
 
 
-def advice_for(body: Json) -> Advice:
-    """What to do next, from phase and reason as they are stored."""
+def advice_for(body: Json, pods: Sequence[PodFacts] | None = None) -> Advice:
+    """What to do next, from the status as it is stored, and the pods as they are (None: they cannot be read)."""
     status = at(body, "status")
     phase = Phase.PENDING
     with suppress(ValueError):
         phase = Phase(text(status, "phase"))
     ledger, claims = _objects(status, "ledger"), _objects(status, "claims")
     job = text(body, "spec", "jobRef", "name")
+    lost = text(ledger[-1], "pod") if ledger and not text(ledger[-1], "recoveredAt") else ""
     return advise(
         phase,
         text(status, "reason"),
         namespace=text(body, "metadata", "namespace"),
         run=text(body, "metadata", "name"),
         job=job,
-        pod=text(ledger[-1], "pod") if ledger else "",
+        pod=pod_to_look_at(phase, lost, None if pods is None else [(pod.name, pod.phase) for pod in sorted(pods, key=_place)]),
         claim=text(body, "spec", "checkpoint", "claimName") or (text(claims[0], "name") if claims else ""),
+        conditions={text(c, "type"): (text(c, "status"), text(c, "reason")) for c in _objects(status, "conditions")},
+        overdue=text(status, "overdue"),
+        has_pods=pods is None or bool(pods),
     )
+
+
+def _place(pod: PodFacts) -> tuple[str, int, str]:
+    """Masters before workers, by index."""
+    return pod.replica.rstrip("0123456789"), len(pod.replica), pod.replica
 
 
 def _objects(status: Any, key: str) -> list[Json]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddp_operator.cli.cluster import at, list_runs, meaning, own_namespace, sentences, text, with_cluster
+from ddp_operator.cli.cluster import at, list_runs, meaning, orphaned_claims, own_namespace, sentences, text, with_cluster
 from ddp_operator.decide.durations import spoken
+from ddp_operator.decide.facts import ClaimFacts
 from ddp_operator.observe.api import Api, ApiError, Json
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ RIGHT = frozenset({"STEP", "LOSS", "SAMPLES/S", "CKPT", "CKPT-AGE", "RESTARTS", 
 DISPENSABLE = ("SAMPLES/S", "EPOCH", "LOSS", "CKPT", "RESTARTS", "AGE", "CKPT-AGE")
 """Left out one after the other while the terminal is too narrow: a table with every cell cut says nothing."""
 GAP = 2
+ORPHANS_NAMED = 3
 COLOURS = {
     "Running": "green",
     "Saving": "green",
@@ -41,14 +43,17 @@ def runs(
     everywhere: Annotated[bool, typer.Option("-A", "--all-namespaces", help="In all namespaces.")] = False,
     watch: Annotated[bool, typer.Option("-w", "--watch", help="Show it anew every two seconds, until Ctrl-C.")] = False,
 ) -> None:
-    """List the training runs of a cluster: phase, progress, checkpoints, restarts."""
+    """List the training runs of a cluster: phase, progress, checkpoints, restarts; and name the claims that no run uses."""
 
     async def show(api: Api) -> None:
         place = None if everywhere else namespace or await own_namespace()
         if watch:
             await _watch(api, place)
         else:
-            _print(await list_runs(api, place), place)
+            bodies = await list_runs(api, place)
+            _print(bodies, place)
+            if line := orphans_line(await orphaned_claims(api, place, bodies)):
+                print(line, file=sys.stderr)  # noqa: T201  # not into a pipe: what reads the table reads nothing else
 
     with sentences():
         with_cluster(show)
@@ -96,6 +101,16 @@ def rows(bodies: Sequence[Json], namespace: str | None, now: float) -> list[tupl
     if namespace is None:
         return [("NAMESPACE", *COLUMNS), *((text(body, "metadata", "namespace"), *line) for body, line in zip(bodies, lines, strict=True))]
     return [COLUMNS, *lines]
+
+
+def orphans_line(claims: Sequence[tuple[str, ClaimFacts]]) -> str:
+    """One line about claims that no run uses; "" if there are none."""
+    if not claims:
+        return ""
+    named = ", ".join(f"{namespace}/{claim.name}" for namespace, claim in claims[:ORPHANS_NAMED])
+    more = f" and {len(claims) - ORPHANS_NAMED} more" if len(claims) > ORPHANS_NAMED else ""
+    first = f"kubectl -n {claims[0][0]} delete pvc {claims[0][1].name}"
+    return f"Claims that no run uses: {named}{more}; to be rid of one, with its checkpoints: {first}"
 
 
 def _print(bodies: Sequence[Json], namespace: str | None) -> None:

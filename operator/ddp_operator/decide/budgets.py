@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from ddp_operator.api.trainingrun import Policy, RestartStatus
+from ddp_operator.api.trainingrun import Policy, TrainingRunStatus
 from ddp_operator.api.words import Cause
 
 
-def spent(restarts: RestartStatus, policy: Policy) -> tuple[Cause, str] | None:
+def spent(memory: TrainingRunStatus, policy: Policy) -> tuple[Cause, str] | None:
     """The budget that is used up, with a sentence, to which the table of advice adds what to do; None while all last."""
-    if 0 < policy.no_progress_restarts <= restarts.without_progress:
+    restarts = memory.restarts
+    is_heard = memory.timing.last_progress_at is not None  # of who tells no steps (a foreign image) nobody knows that it makes none
+    if is_heard and 0 < policy.no_progress_restarts <= restarts.without_progress:
         return Cause.NO_PROGRESS, (
             f"{restarts.without_progress} failures in a row without a durable step newer than {restarts.durable_step_at_last_failure}"
         )

@@ -6,8 +6,10 @@ How full a volume is only node 0 can tell, and only for the checkpoint claim: th
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from ddp_operator.api.trainingrun import ClaimStatus, Condition
+from ddp_operator.api.words import StorageReason
 from ddp_operator.decide.facts import ClaimFacts, RunFacts
 from ddp_operator.decide.finding import Finding
 from ddp_operator.decide.wording import REASON_CHARS, count, cut
@@ -24,10 +26,20 @@ CALM_CHECKPOINTS = 1
 """The same for bounds by the size of checkpoints: each is written before an older one goes, so that the room swings by one."""
 FILLING_CHECKPOINTS = 3
 """Room for less than so many more checkpoints is a warning; for less than one, the next cannot be written."""
-OF_VOLUMES = frozenset({"VolumeFull", "VolumeFilling", "EnoughRoom"})
+OF_VOLUMES = frozenset({StorageReason.FULL, StorageReason.FILLING, StorageReason.ROOM})
 """Reasons of StorageHealthy that rest on node 0's word."""
 USED_PARTS = 1000
 """Used bytes are told in thousandths of the volume: a log line more or less is not worth a write."""
+OWN_VOLUME_RATIO = 1.1
+"""A volume that is larger than this times its claim was not made for it alone: provisioners round up by less."""
+
+
+class _Used(NamedTuple):
+    """How full the file system of the checkpoints is; `volume_bytes`, its size, is None where an older operator wrote the rest."""
+
+    bytes: int
+    percent: int
+    volume_bytes: int | None
 
 
 def checkpoint_claim(facts: RunFacts) -> str:
@@ -60,27 +72,33 @@ def _status(claim: ClaimFacts, facts: RunFacts) -> ClaimStatus:
         phase=cut("Terminating" if claim.deleted_at else claim.phase, REASON_CHARS),
         requested_bytes=count(claim.requested_bytes),
         capacity_bytes=count(claim.capacity_bytes),
-        used_bytes=used[0] if used else None,
-        used_percent=used[1] if used else None,
+        used_bytes=used.bytes if used else None,
+        used_percent=used.percent if used else None,
+        volume_bytes=used.volume_bytes if used else None,
         used_by=sorted({user for name in claim.used_by if (user := cut(name, NAME_CHARS))})[:MAX_USERS],
     )
 
 
-def _used_before(claim: ClaimFacts, facts: RunFacts) -> tuple[int, int] | None:
+def _used_before(claim: ClaimFacts, facts: RunFacts) -> _Used | None:
     for status in facts.status.claims:
         if status.name == claim.name and status.used_bytes is not None and status.used_percent is not None:
-            return status.used_bytes, status.used_percent
+            return _Used(status.used_bytes, status.used_percent, status.volume_bytes)
     return None
 
 
-def _used(facts: RunFacts) -> tuple[int, int] | None:
+def _used(facts: RunFacts) -> _Used | None:
     """Bytes, rounded up to thousandths of the volume, and percents, rounded up; None where node 0 said nothing that can be true."""
     document = facts.progress.document
     if document is None or not 0 <= document.volume_free_bytes <= document.volume_total_bytes or document.volume_total_bytes == 0:
         return None
     total, used = document.volume_total_bytes, document.volume_total_bytes - document.volume_free_bytes
     grain = max(total // USED_PARTS, 1)
-    return count(min(-(-used // grain) * grain, total)), math.ceil(used * 100 / total)
+    return _Used(count(min(-(-used // grain) * grain, total)), math.ceil(used * 100 / total), count(total))
+
+
+def is_shared(volume_bytes: int | None, capacity_bytes: int) -> bool:
+    """Whether a claim lies on a file system that is larger than itself: others may fill that too, and a larger claim gives no room."""
+    return volume_bytes is not None and 0 < capacity_bytes * OWN_VOLUME_RATIO < volume_bytes
 
 
 def lost_claims(claims: list[ClaimStatus]) -> list[ClaimStatus]:
@@ -94,11 +112,18 @@ def volume_is_filling(facts: RunFacts, was_filling: bool = False) -> str:
     if used is None or document is None:
         return ""
     name = checkpoint_claim(facts) or "of the checkpoints"
-    if used[1] >= FILLING_PERCENT - (CALM_PERCENTS if was_filling else 0):
-        return f"volume {name} is {used[1]} % full; enlarge the claim, or prune checkpoints"
+    if used.percent >= FILLING_PERCENT - (CALM_PERCENTS if was_filling else 0):
+        return f"volume {name} is {used.percent} % full; {_remedy(facts, used)}"
     if 0 < document.volume_free_bytes < (FILLING_CHECKPOINTS + (CALM_CHECKPOINTS if was_filling else 0)) * document.checkpoint_bytes:
-        return f"volume {name} has hardly room for {FILLING_CHECKPOINTS} more checkpoints; enlarge the claim, or keep fewer"
+        return f"volume {name} has hardly room for {FILLING_CHECKPOINTS} more checkpoints; {_remedy(facts, used)}"
     return ""
+
+
+def _remedy(facts: RunFacts, used: _Used) -> str:
+    capacity_bytes = next((claim.capacity_bytes for claim in facts.claims if claim.name == checkpoint_claim(facts)), 0)
+    if is_shared(used.volume_bytes, capacity_bytes):
+        return "it is larger than its claim, so others may fill it too: make room on it, or prune checkpoints"
+    return "enlarge the claim, or prune checkpoints"
 
 
 def storage_health(facts: RunFacts, claims: list[ClaimStatus], before: Condition | None) -> Finding:
@@ -110,26 +135,27 @@ def storage_health(facts: RunFacts, claims: list[ClaimStatus], before: Condition
         before: the condition as stored: a volume that fills goes back to normal a little below the bound at which it was told.
     """
     for claim in lost_claims(claims):
-        what = "has lost its volume" if claim.phase == "Lost" else "does not exist"
-        return Finding("False", f"Claim{claim.phase}", f"claim {claim.name} {what}; look at the volume, or make the claim")
+        if claim.phase == "Lost":
+            return Finding("False", StorageReason.CLAIM_LOST, f"claim {claim.name} has lost its volume; look at the volume")
+        return Finding("False", StorageReason.CLAIM_MISSING, f"claim {claim.name} does not exist; make it, or correct the run's claimName")
     for claim in claims:
         if claim.phase == "Terminating":
-            return Finding("False", "ClaimTerminating", f"claim {claim.name} is being deleted as soon as no pod uses it")
+            return Finding("False", StorageReason.CLAIM_TERMINATING, f"claim {claim.name} is being deleted as soon as no pod uses it")
     used, document = _used(facts), facts.progress.document
     if document is None and before and before.reason in OF_VOLUMES:
         # nobody has asked node 0 yet, or it is gone: what was said last stands, and is no news
-        return Finding(before.status, before.reason, before.message)
+        return Finding(before.status, StorageReason(before.reason), before.message)
     if used is None or document is None:
-        return Finding("Unknown", "NotKnown", "nobody says how full the checkpoint volume is")
+        return Finding("Unknown", StorageReason.NOT_KNOWN, "nobody says how full the checkpoint volume is")
     was = before.reason if before else ""
-    was_full = was == "VolumeFull"
+    was_full = was == StorageReason.FULL
     bound, checkpoints = FULL_PERCENT - (CALM_PERCENTS if was_full else 0), 1 + (CALM_CHECKPOINTS if was_full else 0)
-    if used[1] >= bound or document.volume_free_bytes < checkpoints * document.checkpoint_bytes:
-        return Finding("False", "VolumeFull", _full(facts))
-    filling = volume_is_filling(facts, was_filling=was in {"VolumeFilling", "VolumeFull"})
-    return Finding("True", "VolumeFilling", filling) if filling else Finding("True", "EnoughRoom", "the checkpoint volume has room")
-
-
-def _full(facts: RunFacts) -> str:
-    name = checkpoint_claim(facts) or "of the checkpoints"
-    return f"volume {name} has no room, or hardly any, for the next checkpoint; enlarge the claim, or prune checkpoints"
+    if used.percent >= bound or document.volume_free_bytes < checkpoints * document.checkpoint_bytes:
+        name = checkpoint_claim(facts) or "of the checkpoints"
+        return Finding(
+            "False", StorageReason.FULL, f"volume {name} has no room, or hardly any, for the next checkpoint; {_remedy(facts, used)}"
+        )
+    filling = volume_is_filling(facts, was_filling=was in {StorageReason.FILLING, StorageReason.FULL})
+    if filling:
+        return Finding("True", StorageReason.FILLING, filling)
+    return Finding("True", StorageReason.ROOM, "the checkpoint volume has room")

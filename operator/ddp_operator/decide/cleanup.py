@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ddp_operator.api.trainingrun import LedgerEntry
 from ddp_operator.api.words import FINAL_PHASES, Act, Cause, EventReason, Phase
+from ddp_operator.decide.announce import fact
 from ddp_operator.decide.decision import DeletePod, Event
 from ddp_operator.decide.facts import PodFacts, RunFacts
 from ddp_operator.decide.incarnations import FREED, by_replica, has_mark, marked
@@ -43,7 +44,7 @@ def proceed(facts: RunFacts, phase: Phase, now: float) -> Step:
         at=moment(now), cause=Cause.UNKNOWN, pod=cut(new[0].name, 253), node=cut(new[0].node, 253), action=Act.CLEAN_UP
     ).model_copy(update={"message": cut(message, LEDGER_CHARS), "recovered_at": moment(now), "lost_steps": 0})
     memory = appended(memory, entry).model_copy(update={"incarnations": words})
-    return Step(memory, actions, (Event(EventReason.CLEANED_UP, cut(message + ".")),))
+    return Step(memory, actions, (Event(EventReason.CLEANED_UP, cut(message + "."), fact=fact(entry.action, entry.at, entry.pod)),))
 
 
 def holds(pod: PodFacts) -> bool:

@@ -6,17 +6,16 @@ with `kubectl wait` must find it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from ddp_operator.api.trainingrun import Condition, TrainingRunStatus
-from ddp_operator.api.words import ConditionType, Phase
+from ddp_operator.api.words import FINAL_PHASES, Cause, CheckpointReason, ConditionReason, ConditionType, PendingReason, Phase
 from ddp_operator.decide import durations
 from ddp_operator.decide.claims import storage_health
 from ddp_operator.decide.facts import RunFacts
 from ddp_operator.decide.finding import Answer, Finding
-from ddp_operator.decide.timing import epoch, runs, sane
-from ddp_operator.decide.wording import REASON_CHARS, count, cut, moment, stamp
+from ddp_operator.decide.timing import epoch, sane, trained_seconds
+from ddp_operator.decide.wording import count, cut, moment, stamp
 
 _TRAINS = frozenset({Phase.RUNNING, Phase.SAVING})
 _ON_ITS_WAY = frozenset({Phase.PENDING, Phase.STARTING, Phase.RESTARTING, Phase.HUNG})
@@ -34,8 +33,10 @@ UNKNOWN_IN: Mapping[ConditionType, frozenset[Phase]] = {
 }
 """In which it is not known yet; in all others it is False."""
 
-_REASON = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", re.ASCII)
-"""What the API takes for a condition's reason."""
+OF_PHASES: Mapping[str, ConditionReason] = {word: word for words in (Phase, PendingReason, Cause) for word in words}
+"""What the run's own reason may be; without one, or with one of another version, the phase is the reason."""
+OF_CHECKPOINTS: Mapping[str, CheckpointReason] = {word: word for word in CheckpointReason}
+"""What a stored reason of CheckpointFresh may be; anything else is another version's, or somebody else's, and is not known here."""
 
 
 def conditions(facts: RunFacts, now: float) -> list[Condition]:
@@ -47,26 +48,28 @@ def conditions(facts: RunFacts, now: float) -> list[Condition]:
     """
     status = facts.status
     old = {condition.type: condition for condition in status.conditions}
-    findings = {kind: _of_phase(kind, status.phase, status.reason, status.message) for kind in TRUE_IN} | {
+    findings = {kind: _of_phase(kind, status) for kind in TRUE_IN} | {
         ConditionType.CHECKPOINT_FRESH: checkpoint_freshness(facts, status.phase, now),
         ConditionType.STORAGE_HEALTHY: storage_health(facts, status.claims, old.get(ConditionType.STORAGE_HEALTHY)),
     }
     return [_condition(kind, findings[kind], old.get(kind), facts.generation, now) for kind in ConditionType]
 
 
-def _of_phase(kind: ConditionType, phase: Phase, reason: str, message: str) -> Finding:
-    status: Answer = "True" if phase in TRUE_IN[kind] else "Unknown" if phase in UNKNOWN_IN.get(kind, ()) else "False"
-    return Finding(status, reason or phase, message)
+def _of_phase(kind: ConditionType, status: TrainingRunStatus) -> Finding:
+    phase, message = status.phase, status.message
+    answer: Answer = "True" if phase in TRUE_IN[kind] else "Unknown" if phase in UNKNOWN_IN.get(kind, ()) else "False"
+    if kind is ConditionType.READY and status.overdue is not None and phase not in FINAL_PHASES:
+        message = f"{message}; {status.overdue} is only reported"
+    return Finding(answer, OF_PHASES.get(status.reason, phase), message)
 
 
 def _condition(kind: ConditionType, finding: Finding, old: Condition | None, generation: int, now: float) -> Condition:
-    reason = cut(finding.reason, REASON_CHARS)
     return Condition(
         type=kind,
         status=finding.status,
         observed_generation=count(generation),
         last_transition_time=old.last_transition_time if old and old.status == finding.status else moment(now),
-        reason=reason if _REASON.fullmatch(reason) else "NotKnown",
+        reason=finding.reason.value,
         message=cut(finding.message),
     )
 
@@ -74,11 +77,11 @@ def _condition(kind: ConditionType, finding: Finding, old: Condition | None, gen
 def checkpoint_freshness(facts: RunFacts, phase: Phase, now: float) -> Finding:
     """For the condition CheckpointFresh: False after `staleAfter` of training without a newer durable step.
 
-    Only training counts: with each new set of pods the time begins anew, and while it does not train, the last word stands.
+    Only training counts, with whatever pods: what a loss or a pause took is left out, and while it does not train, the last word stands.
     """
     if phase is Phase.SUCCEEDED:
         known = facts.status.checkpoint is not None or facts.progress.document is not None
-        return Finding("True", "Finished", "training is finished") if known else _UNKNOWN
+        return Finding("True", CheckpointReason.FINISHED, "training is finished") if known else _UNKNOWN
     if phase not in _TRAINS:
         return _last_word(facts.status)
     document, stored = facts.progress.document, facts.status.checkpoint
@@ -86,7 +89,6 @@ def checkpoint_freshness(facts: RunFacts, phase: Phase, now: float) -> Finding:
         return _UNKNOWN
     wanted = facts.spec.checkpoint.stale_after
     limit = durations.seconds(wanted)
-    trained_seconds = now - max((sane(pod.started_at or pod.created_at, now) for pod in facts.pods if runs(pod)), default=now)
     if document is not None and document.checkpoint_step is not None:
         step, saved_at = document.checkpoint_step, document.checkpoint_saved_at
         # Two of these times are on the pod's clock and two on ours, each compared with its own: a wrong clock in the pod does no harm.
@@ -94,21 +96,21 @@ def checkpoint_freshness(facts: RunFacts, phase: Phase, now: float) -> Finding:
     elif stored is not None:
         step, saved_at = stored.step, epoch(stored.saved_at)
         age_seconds = now - saved_at
-    elif trained_seconds <= limit:
-        return Finding("Unknown", "NoCheckpointYet", "no durable step yet")
+    elif trained_seconds(facts.status, 0.0, now) <= limit:
+        return Finding("Unknown", CheckpointReason.NONE_YET, "no durable step yet")
     else:
-        return Finding("False", "NoCheckpointYet", f"no durable step yet, after more than {wanted} of training")
-    if min(age_seconds, trained_seconds) > limit:
+        return Finding("False", CheckpointReason.NONE_YET, f"no durable step yet, after more than {wanted} of training")
+    if trained_seconds(facts.status, now - age_seconds, now) > limit:
         newest = f"the newest durable step {count(step)} was saved at {stamp(moment(sane(saved_at, now)))}"
-        return Finding("False", "CheckpointStale", f"{newest}, more than {wanted} of training ago")
-    return Finding("True", "CheckpointFresh", f"the newest durable step is not older than {wanted} of training")
+        return Finding("False", CheckpointReason.STALE, f"{newest}, more than {wanted} of training ago")
+    return Finding("True", CheckpointReason.FRESH, f"the newest durable step is not older than {wanted} of training")
 
 
-_UNKNOWN = Finding("Unknown", "NotKnown", "nobody says which step is durable")
+_UNKNOWN = Finding("Unknown", CheckpointReason.NOT_KNOWN, "nobody says which step is durable")
 
 
 def _last_word(status: TrainingRunStatus) -> Finding:
     for condition in status.conditions:
         if condition.type is ConditionType.CHECKPOINT_FRESH:
-            return Finding(condition.status, condition.reason, condition.message)
+            return Finding(condition.status, OF_CHECKPOINTS.get(condition.reason, CheckpointReason.NOT_KNOWN), condition.message)
     return _UNKNOWN

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ddp_operator.api.trainingrun import CheckpointStatus, ProgressStatus, ReplicaStatus, TrainingRunStatus
-from ddp_operator.api.words import Phase
+from ddp_operator.api.words import ConditionType, Phase
 from ddp_operator.decide import announce, cleanup, due, farewell, incidents, intents, lives, nodes, quiet, repeats, stops, timing
 from ddp_operator.decide.claims import claim_statuses
-from ddp_operator.decide.conditions import conditions
+from ddp_operator.decide.conditions import TRUE_IN, conditions
 from ddp_operator.decide.decision import Action, Decision, Event
 from ddp_operator.decide.facts import RunFacts
 from ddp_operator.decide.phases import Truth, true_phase
@@ -21,6 +21,8 @@ from ddp_operator.decide.wording import count, moment
 
 FAMILIES = (intents.finish, stops.proceed, intents.open_, nodes.proceed, cleanup.proceed)
 """In order of precedence: what was begun is finished first; a stop goes before a restart; a restart frees its own pods."""
+OF_LEAVING_JOBS = (nodes.proceed,)
+"""A job that is being deleted is not written any more; its pods are freed: a deletion in the foreground waits for them."""
 BLIND_SECONDS = 5.0
 """When to look again while nothing may be concluded from what was seen."""
 
@@ -58,13 +60,11 @@ def decide(facts: RunFacts, now: float, min_progress_seconds: float = 10.0) -> D
 
 
 def is_blind(facts: RunFacts) -> bool:
-    """Whether nothing may be concluded: pods were never listed, the run or its job is on its way out, or the job is an old read."""
+    """Whether nothing may be concluded: pods were never listed, the run is on its way out, or the job is an old read."""
     job, memory = facts.job, facts.status
     if not facts.pods_are_known or facts.deleted_at:
         return True
-    if job is None:
-        return False
-    return bool(job.deleted_at) or (memory.job_uid == lives.uid_of(job) and job.generation < memory.job_generation)
+    return job is not None and memory.job_uid == lives.uid_of(job) and job.generation < memory.job_generation
 
 
 def _remembered(facts: RunFacts, now: float) -> TrainingRunStatus:
@@ -83,7 +83,7 @@ def _acted(facts: RunFacts, truth: Truth, now: float) -> tuple[RunFacts, tuple[A
     events: tuple[Event, ...] = ()
     if facts.job is None:
         return facts, (), events, False
-    for family in FAMILIES:
+    for family in OF_LEAVING_JOBS if facts.job.deleted_at else FAMILIES:
         step = family(facts, truth.phase, now)
         memory, actions = repeats.held_back(facts, step.memory, step.actions, now)
         facts, events = replace(facts, status=memory), (*events, *step.events)
@@ -103,22 +103,25 @@ def _told(facts: RunFacts, truth: Truth, now: float) -> TrainingRunStatus:
             "reason": truth.reason,
             "message": truth.message,
             "phase_since": moment(now) if is_new else memory.phase_since,
-            "progress": _progress(facts, now),
+            "progress": _progress(facts, truth.phase, now),
             "checkpoint": _checkpoint(facts, now),
             "replicas": _replicas(facts),
             "claims": claim_statuses(facts),
-            "timing": timing.ended(timing.with_numbers(facts, memory.timing), truth.phase, now),
+            "timing": timing.reached(timing.with_numbers(facts, memory.timing), truth.phase, now),
         }
     )
     return status.model_copy(update={"conditions": conditions(replace(facts, status=status), now)})
 
 
-def _progress(facts: RunFacts, now: float) -> ProgressStatus | None:
+def _progress(facts: RunFacts, phase: Phase, now: float) -> ProgressStatus | None:
     stored, document = facts.status.progress, facts.progress.document
     said = progress_status(document, now, facts.progress.heard_at or None) if document else stored
     if said is not None and stored is not None and farewell.is_older(said.step, stored.step, facts):
         said = stored
-    return farewell.with_last_step(said, facts)
+    told = farewell.with_last_step(said, facts)
+    if told is None or phase in TRUE_IN[ConditionType.RUNNING]:
+        return told
+    return told.model_copy(update={"samples_per_second": "", "eta": ""})  # no rate, and no end, while nothing trains
 
 
 def _checkpoint(facts: RunFacts, now: float) -> CheckpointStatus | None:

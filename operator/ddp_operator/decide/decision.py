@@ -18,6 +18,8 @@ class Event:
     reason: EventReason
     message: str
     is_warning: bool = False
+    fact: str = ""
+    """What of the status it tells: of the same fact no second event is posted, not by another leader either. "": of none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from ddp_operator.api.words import ConditionReason
+
 Answer = Literal["True", "False", "Unknown"]
 
 
 class Finding(NamedTuple):
-    """`reason` is one CamelCase word, `message` one sentence without growing ages."""
+    """`reason` is a word of the closed lists, `message` one sentence without growing ages."""
 
     status: Answer
-    reason: str
+    reason: ConditionReason
     message: str

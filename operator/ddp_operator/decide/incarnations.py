@@ -81,12 +81,12 @@ def by_replica(pods: Iterable[PodFacts]) -> dict[str, PodFacts]:
 def looked(facts: RunFacts, memory: TrainingRunStatus) -> tuple[dict[str, str], dict[str, Loss]]:
     """The memory after this look, and what was lost since the last one, by replica.
 
-    While the job is paused, by whom ever, or ended, or restarted by us, pods leave without a loss.
+    While the job is paused, by whom ever, or ended, or deleted, or restarted by us, pods leave without a loss.
     """
     job = facts.job
     assert job is not None
     is_restarted = memory.intent is not None and not job.queue  # under Kueue the intent has marked its pods, and new ones come at once
-    leaves = job.suspend or is_restarted or memory.stopped_by_us is not None
+    leaves = job.suspend or job.deleted_at > 0 or is_restarted or memory.stopped_by_us is not None
     # Two changes of the job between two looks may be a pause and its end: its pods may go, and are not lost by that.
     may_leave = leaves or (0 < memory.job_generation <= job.generation - 2)
     pods = by_replica(facts.pods)

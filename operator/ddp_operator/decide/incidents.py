@@ -164,14 +164,22 @@ def _recovered(facts: RunFacts, memory: TrainingRunStatus, now: float) -> Traini
 
 
 def _counted_by_trainer(facts: RunFacts, memory: TrainingRunStatus) -> TrainingRunStatus:
-    """The numbers of restarts that follow from others: in all, without a lost pod, and whether the durable step has moved."""
-    restarts, document = memory.restarts, facts.progress.document
+    """The numbers of restarts that follow from others: in all, without a lost pod, and whether the durable step has moved.
+
+    The trainer counts over all lives. What it counts beyond this life when it is first heard in it is of those before.
+    """
+    restarts, look = memory.restarts, facts.progress
     ours = restarts.failures + restarts.preemptions
-    by_trainer = count(sum(max(0, number) for number in document.restarts.values())) if document else 0
+    total, before, by_trainer = max(restarts.total, ours), restarts.in_former_lives, 0
+    if look.document is not None and look.pod_uid in {pod.uid for pod in facts.pods}:
+        counted = count(sum(max(0, number) for number in look.document.restarts.values()))
+        before = max(0, counted - total) if before is None else before
+        by_trainer = max(0, counted - before)
     moved = _durable(facts, memory) > restarts.durable_step_at_last_failure
     new = {
-        "total": max(restarts.total, ours, by_trainer),
+        "total": max(total, by_trainer),
         "in_process": max(restarts.in_process, by_trainer - ours),
+        "in_former_lives": before,
         "without_progress": 0 if moved else restarts.without_progress,
     }
     after = restarts.model_copy(update=new)

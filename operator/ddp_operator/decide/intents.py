@@ -14,6 +14,7 @@ from dataclasses import replace
 from ddp_operator.api.trainingrun import Intent, Policy, TrainingRunStatus
 from ddp_operator.api.words import FINAL_PHASES, Act, Cause, EventReason, Phase
 from ddp_operator.decide import budgets, nodes, silence
+from ddp_operator.decide.announce import fact
 from ddp_operator.decide.classify import Loss
 from ddp_operator.decide.decision import FIELD_MANAGER, Action, DeletePod, Event, ResumeJob, SuspendJob
 from ddp_operator.decide.durations import seconds, spoken
@@ -78,9 +79,8 @@ def open_(facts: RunFacts, phase: Phase, now: float) -> Step:
             for replica, pod in replicas.items()
         }
         memory = opened(facts, memory, losses, now)
-        event = Event(EventReason.HUNG, cut(why + "."), is_warning=True)
-        if budgets.spent(memory.restarts, policy) is not None and policy.on_budget == "Stop" and not job.queue:
-            return Step(memory, (), (event,), waits=True)  # the next look stops it instead
+        if budgets.spent(memory, policy) is not None and policy.on_budget == "Stop" and not job.queue:
+            return Step(memory, waits=True)  # the next look stops it instead
     cause = memory.ledger[-1].cause
     entry = memory.ledger[-1].model_copy(update={"action": Act.GANG_RESTART})
     intent = Intent(
@@ -97,7 +97,8 @@ def open_(facts: RunFacts, phase: Phase, now: float) -> Step:
             "incarnations": marked(memory.incarnations, facts.pods, LEFT),
         }
     )
-    event = Event(EventReason.GANG_RESTART, cut(f"All {len(facts.pods)} pods are started again: {why}."), is_warning=True)
+    told = cut(f"All {len(facts.pods)} pods are started again: {why}.")
+    event = Event(EventReason.GANG_RESTART, told, is_warning=True, fact=fact(intent.action, intent.started_at))
     if job.queue:
         return Step(memory, _deletions(facts.pods), (event,), waits=True)
     return Step(memory, (_pause(job, intent),), (event,), waits=True)
@@ -125,19 +126,19 @@ def _half_dead(facts: RunFacts, now: float, bound_seconds: float) -> str | None:
     alive = [pod for pod in facts.pods if runs(pod)]
     if not ended or not alive:
         return None
-    since = max(pod.ended.finished_at if pod.ended else 0.0 for pod in ended)
-    look = facts.progress
-    if any(pod.phase == "Failed" for pod in ended):
-        since = max(since, look.heard_at)
-    elif look.document is None or look.heard_at <= 0:
+    look, incident, lead = facts.progress, facts.status.incident, silence.lead_of(facts)
+    if look.heard_at <= 0 and all(pod.phase == "Succeeded" for pod in ended):
         return None  # workers of a foreign program may well end before their master
-    else:
-        since = max(since, look.heard_at)
-    lead, until = silence.lead_of(facts), now
+    ended_at = max(pod.ended.finished_at if pod.ended else 0.0 for pod in ended)
+    # where nobody was heard: since the loss was seen, on our clock, which may not be the kubelet's
+    since = max(ended_at, look.heard_at or (epoch(incident.opened_at) if incident else 0.0))
+    until = now
     if lead is not None and runs(lead) and lead.progress_port:
         if look.asked_at <= 0:
             return None  # this operator has not asked yet: the silence since its predecessor's last look is its own
         until = sane(look.asked_at, now)  # as for a hang: a clock that was just set ahead is no silence
+        if look.error:
+            since = max(since, look.unanswered_since or look.asked_at)  # and one question without an answer is none either
     if not 0 < since < until - bound_seconds:
         return None
     return f"{len(ended)} of {len(facts.pods)} pods have ended, and the others have run on for {spoken(bound_seconds)} without training"

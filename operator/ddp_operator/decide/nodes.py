@@ -1,4 +1,4 @@
-"""Freeing pods whose node does not answer: their names stay taken, and the training operator then waits for ever to replace them.
+"""Freeing pods whose node does not answer, or that do not end: their names stay taken, and nobody replaces them before they are gone.
 
 Such a pod is deleted without grace, although its node may still run it: the trainer's attempt number keeps an old writer off the run's
 directory. Only after `nodeLostAfter`, which is to be longer than a node's reboot takes to be forgiven.
@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from ddp_operator.api.trainingrun import LedgerEntry, Policy, TrainingRunStatus
 from ddp_operator.api.words import Act, Cause, EventReason, Phase
-from ddp_operator.decide.classify import Loss, is_node_lost
+from ddp_operator.decide.announce import fact
+from ddp_operator.decide.classify import Loss, classify, is_node_lost
 from ddp_operator.decide.decision import DeletePod, Event
 from ddp_operator.decide.durations import seconds
 from ddp_operator.decide.facts import PodFacts, RunFacts
@@ -37,7 +38,7 @@ def proceed(facts: RunFacts, phase: Phase, now: float) -> Step:
         new += [pod for pod in freed if not has_mark(words, pod, FREED)]
     if not new:
         return Step(memory, actions)
-    losses = {pod.replica: Loss(Cause.NODE_LOST, None, _why(pod, policy), pod.name, pod.node, now, 0, is_explained=True) for pod in new}
+    losses = {pod.replica: Loss(_cause(pod), None, _why(pod, policy), pod.name, pod.node, now, 0, is_explained=True) for pod in new}
     known = {pod.replica for pod in new if any(has_mark(memory.incarnations, pod, mark) for mark in (LOST, LEFT, DONE))}
     explained = {replica: loss for replica, loss in losses.items() if replica in known}
     counted = {replica: loss for replica, loss in losses.items() if replica not in known}
@@ -46,8 +47,7 @@ def proceed(facts: RunFacts, phase: Phase, now: float) -> Step:
     if counted:
         memory = with_losses(facts, memory, counted, now, Act.FREE_PODS)
     memory = memory.model_copy(update={"incarnations": words})
-    events = tuple(Event(EventReason.PODS_FREED, cut(f"{pod.name}: {_why(pod, policy)}."), is_warning=True) for pod in new)
-    return Step(memory, actions, events)
+    return Step(memory, actions, tuple(_told(pod, memory.ledger[-1], policy) for pod in new))
 
 
 def stuck(pods: tuple[PodFacts, ...], policy: Policy, now: float) -> list[PodFacts]:
@@ -81,7 +81,21 @@ def _explained(memory: TrainingRunStatus, losses: Mapping[str, Loss], now: float
     return appended(memory, entry.model_copy(update={"message": cut(first.message, LEDGER_CHARS), "lost_steps": 0}))
 
 
+def _told(pod: PodFacts, entry: LedgerEntry, policy: Policy) -> Event:
+    told = cut(f"{pod.name}: {_why(pod, policy)}.")
+    return Event(EventReason.PODS_FREED, told, is_warning=True, fact=fact(entry.action, entry.at, pod.name))
+
+
+def _cause(pod: PodFacts) -> Cause:
+    """The node's loss, only if somebody says so; else why it had to leave."""
+    return Cause.NODE_LOST if is_node_lost(pod) else classify(pod, pod.ended).cause
+
+
 def _why(pod: PodFacts, policy: Policy) -> str:
-    if pod.deleted_at > 0:
-        return f"it did not end within {policy.node_lost_after} after its grace period, so its node {pod.node or '?'} is taken for lost"
-    return f"its node {pod.node or '?'} has not answered for {policy.node_lost_after}"
+    node, bound = pod.node or "?", policy.node_lost_after
+    if pod.deleted_at <= 0:
+        return f"its node {node} has not answered for {bound}"
+    late = f"it did not end within {bound} after its grace period"
+    if is_node_lost(pod):
+        return f"{late}, and its node {node} does not answer"
+    return f"{late}, though nobody says that its node {node} is lost: look for finalizers, and for a volume that does not answer"

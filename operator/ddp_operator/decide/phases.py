@@ -18,7 +18,7 @@ from ddp_operator.decide.decision import FIELD_MANAGER
 from ddp_operator.decide.endings import is_fatal, is_true, newest_entry, pods_succeeded, visible_losses, why_failed
 from ddp_operator.decide.facts import JobFacts, PodFacts, ProgressFacts, RunFacts
 from ddp_operator.decide.incarnations import by_replica
-from ddp_operator.decide.timing import epoch, runs, sane
+from ddp_operator.decide.timing import epoch, is_finished, runs, sane
 from ddp_operator.decide.waiting import WHAT_TO_DO, waiting
 from ddp_operator.decide.wording import REASON_CHARS, cut, moment, stamp
 
@@ -122,7 +122,9 @@ def _stopped(view: _View) -> Truth | None:
         return None
     entries = [entry for entry in view.facts.status.ledger if entry.action is Act.STOP and entry.cause is cause and entry.message]
     why = f"{entries[-1].message}. " if entries else ""
-    return Truth(Phase.FAILED, cause, f"stopped by the operator: {why}{_advice(Phase.FAILED, cause)}")
+    is_done = view.job.suspend or is_finished(view.job)
+    by_us = "stopped by the operator" if is_done else "the operator is stopping it, and its pods may still train"
+    return Truth(Phase.FAILED, cause, f"{by_us}: {why}{_advice(Phase.FAILED, cause)}")
 
 
 def _failed(view: _View) -> Truth | None:
@@ -194,13 +196,14 @@ def _without_progress(view: _View) -> Truth | None:
     if view.document is not None:
         return None
     not_yet = "all pods run; node 0 has not answered yet"
-    hung = _hung(view) if look.asked_at else None
+    stored = view.facts.status
+    was_reached = look.document is not None or stored.progress is not None or stored.timing.last_progress_at is not None
+    hung = _hung(view) if look.asked_at and was_reached else None  # the silence of who was never heard tells nothing
     if hung:
         return hung
     before = _as_before(view)
-    if look.document is None and before and before.phase in _WITH_ALL_PODS and epoch(view.facts.status.phase_since) >= _all_run_since(view):
+    if look.document is None and before and before.phase in _WITH_ALL_PODS and epoch(stored.phase_since) >= _all_run_since(view):
         return before  # of these same pods: a predecessor has had an answer, this operator has not yet
-    was_reached = look.document is not None or view.facts.status.progress is not None
     if not was_reached and look.asked_at - max(_all_run_since(view), look.unanswered_since) > _hung_after(view):
         return Truth(Phase.RUNNING, "", f"progress is not known: node 0 does not answer on port {lead.progress_port}; {_let_in(lead)}")
     return _starting(view, not_yet)

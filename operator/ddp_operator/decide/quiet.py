@@ -15,8 +15,8 @@ from ddp_operator.decide.wording import moment
 
 TOP_LEVEL_NUMBERS = ("message", "progress", "checkpoint", "numbers_written_at")
 TIMING_NUMBERS = ("last_progress_at", "last_progress_step", "goodput_ratio", "lost_steps")
-RESTART_NUMBERS = ("total", "in_process")
-CLAIM_NUMBERS = ("used_bytes", "used_percent")
+RESTART_NUMBERS = ("total", "in_process", "in_former_lives")
+CLAIM_NUMBERS = ("used_bytes", "used_percent", "volume_bytes")
 """What changes while nothing happens. A message beside the same phase, reason and condition is one of them."""
 
 

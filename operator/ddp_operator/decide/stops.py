@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from ddp_operator.api.trainingrun import LedgerEntry, Policy
 from ddp_operator.api.words import FINAL_PHASES, Act, Cause, EventReason, Phase
-from ddp_operator.decide import budgets, deadlines
+from ddp_operator.decide import budgets, deadlines, lives
+from ddp_operator.decide.announce import fact
 from ddp_operator.decide.decision import Event, SuspendJob
+from ddp_operator.decide.durations import spoken
 from ddp_operator.decide.facts import RunFacts
 from ddp_operator.decide.incidents import appended
 from ddp_operator.decide.step import Step
@@ -35,23 +37,27 @@ def proceed(facts: RunFacts, phase: Phase, now: float) -> Step:
     if verdict is None:
         return Step(memory if memory.overdue is None else memory.model_copy(update={"overdue": None}))
     cause, why = verdict
-    how = _why_not(facts, cause)
+    before = _stops(facts, cause)
+    how = _why_not(facts, cause, before)
     if how:
         if memory.overdue is cause:
             return Step(memory)
         return Step(
             memory.model_copy(update={"overdue": cause}), (), (Event(EventReason.STOPPED, cut(f"{cause}: {why}. {how}."), is_warning=True),)
         )
+    if before:
+        why = f"it was resumed within {spoken(lives.AT_ONCE_SECONDS)} of a stop, which renews no budget: {why}"
     entry = LedgerEntry(at=moment(now), cause=cause, message=cut(why, LEDGER_CHARS), action=Act.STOP, step=memory.timing.last_progress_step)
     stopped = appended(memory, entry).model_copy(
         update={"stopped_by_us": cause, "stopped_generation": count(job.generation + 1), "overdue": None}
     )
-    return Step(stopped, (_pause(facts, why),), (Event(EventReason.STOPPED, cut(f"{cause}: {why}."), is_warning=True),))
+    event = Event(EventReason.STOPPED, cut(f"{cause}: {why}."), is_warning=True, fact=fact(entry.action, entry.at))
+    return Step(stopped, (_pause(facts, why),), (event,))
 
 
 def _verdict(facts: RunFacts, now: float) -> tuple[Cause, str] | None:
     memory, policy = facts.status, facts.spec.policy
-    verdict = budgets.spent(memory.restarts, policy) or deadlines.passed(memory.timing, policy, now)
+    verdict = budgets.spent(memory, policy) or deadlines.passed(memory.timing, policy, now)
     if verdict is None or verdict[0] is not Cause.PENDING_TOO_LONG:
         return verdict
     # Its pods go with the stop, and the scheduler's words with them: who comes later has only these.
@@ -59,17 +65,22 @@ def _verdict(facts: RunFacts, now: float) -> tuple[Cause, str] | None:
     return verdict if waits_for is None else (verdict[0], f"{verdict[1]}: {waits_for[1]}")
 
 
-def _why_not(facts: RunFacts, cause: Cause) -> str:
+def _stops(facts: RunFacts, cause: Cause) -> int:
+    """How often it was stopped for this in this life."""
+    memory = facts.status
+    since = epoch(memory.timing.pending_since)
+    return sum(entry.action is Act.STOP and entry.cause is cause and epoch(entry.at) >= since for entry in memory.ledger)
+
+
+def _why_not(facts: RunFacts, cause: Cause, stops: int) -> str:
     """Why it is only reported; "" if it may be stopped."""
-    memory, job, policy = facts.status, facts.job, facts.spec.policy
+    job, policy = facts.job, facts.spec.policy
     assert job is not None
     if job.queue:
         return "Kueue owns the job: to stop it, set spec.active to false in its Workload"
     if not _may_stop(cause, policy):
         return "by policy it is only reported"
-    since = epoch(memory.timing.pending_since)
-    stops = [entry for entry in memory.ledger if entry.action is Act.STOP and entry.cause is cause and epoch(entry.at) >= since]
-    if len(stops) >= STOPS_IN_A_LIFE:
+    if stops >= STOPS_IN_A_LIFE:
         return "It was resumed at once after each stop, so it is only reported now: set spec.runPolicy.suspend at the job's source"
     return ""
 

@@ -92,10 +92,28 @@ def with_numbers(facts: RunFacts, timing: TimingStatus) -> TimingStatus:
     )
 
 
-def ended(timing: TimingStatus, phase: Phase, now: float) -> TimingStatus:
-    """With the moment of the end, which stays; a run that is not at its end has none."""
-    at = (timing.finished_at or moment(now)) if phase in FINAL_PHASES else None
-    return timing if at == timing.finished_at else timing.model_copy(update={"finished_at": at})
+def reached(timing: TimingStatus, phase: Phase, now: float) -> TimingStatus:
+    """With the moments that the phase tells: the first of Running, also for who tells no steps, and the end, if it is there."""
+    new = {
+        "running_at": timing.running_at or (moment(now) if phase is Phase.RUNNING else None),
+        "finished_at": (timing.finished_at or moment(now)) if phase in FINAL_PHASES else None,
+    }
+    after = timing.model_copy(update=new)
+    return timing if after == timing else after
+
+
+def trained_seconds(memory: TrainingRunStatus, since: float, now: float) -> float:
+    """Time of training between then and now. Pauses, and what the ledger's incidents took until it trained again, are left out."""
+    running_at = epoch(memory.timing.running_at) or now  # after the last pause
+    begun_at = max(since, running_at)
+    newest_end = None if memory.incident is None else moment(now)
+    ends = [*(entry.at for entry in memory.ledger[1:]), newest_end]  # of who never recovered: the next incident's begin
+    seconds = now - begun_at
+    for entry, end in zip(memory.ledger, ends, strict=False):
+        lost_at, back_at = epoch(entry.at), epoch(entry.recovered_at or end)
+        if lost_at >= running_at:
+            seconds -= max(0.0, back_at - max(lost_at, begun_at))
+    return max(0.0, seconds)
 
 
 def active_seconds(timing: TimingStatus, now: float) -> float:

@@ -24,9 +24,13 @@ def jump_seconds(before: float, asked_at: float, longest_seconds: float) -> floa
     return passed - min(max(passed, 0.0), longest_seconds) if before else 0.0
 
 
-def with_times_moved(look: ProgressLook, asked_at: float, longest_seconds: float) -> ProgressLook:
-    """The last look, its times moved by what the clock has jumped since then."""
+def with_times_moved(look: ProgressLook, pod_uid: str, asked_at: float, longest_seconds: float) -> ProgressLook:
+    """The last look, its times moved by what the clock has jumped since then.
+
+    What was heard of a pod before this one does not come nearer: it would count as heard of this one.
+    """
     moved = jump_seconds(look.asked_at, asked_at, longest_seconds)
     if not moved:
         return look
-    return replace(look, **{name: at + moved for name in TIMES if (at := getattr(look, name))})
+    names = TIMES if moved < 0 or look.pod_uid == pod_uid else ("unanswered_since",)
+    return replace(look, **{name: at + moved for name in names if (at := getattr(look, name))})

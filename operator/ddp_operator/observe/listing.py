@@ -1,8 +1,7 @@
-"""Complete lists, page by page, and how long to wait after a failure."""
+"""Complete lists, page by page."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -16,30 +15,6 @@ PAGE_OBJECTS: Final = 100
 MAX_PAGES: Final = 4000
 """A million objects: a server that goes on for longer turns in a circle."""
 PAGE_TIMEOUT_SECONDS: Final = 30.0
-
-FIRST_DELAY_SECONDS: Final = 0.5
-LONGEST_DELAY_SECONDS: Final = 15.0
-LONGEST_RETRY_AFTER_SECONDS: Final = 30.0
-"""A server may ask for more patience than our own; not for so much that we would count as dead."""
-
-
-class Backoff:
-    """Delays that double, with jitter, up to a bound and for ever: an operator that gives up is blind."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-        self._failures = 0
-
-    def succeeded(self) -> None:
-        """The next failure is a first one."""
-        self._failures = 0
-
-    def after(self, error: ApiError) -> float:
-        """Seconds to wait now. What the server asks for (Retry-After) is honoured, within its own bound."""
-        bound = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0**self._failures)
-        self._failures = min(self._failures + 1, 16)
-        delay = bound * self._rng.uniform(0.5, 1.0)
-        return max(delay, min(error.retry_after_seconds or 0.0, LONGEST_RETRY_AFTER_SECONDS))
 
 
 async def list_pages(api: Api, path: str, query: Query, on_item: Callable[[Any], None], on_page: Callable[[], None]) -> str:

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from math import ceil, inf
 from typing import Any, Final
 
+from ddp_operator.backoff import Backoff
 from ddp_operator.observe import slim
 from ddp_operator.observe.api import Api, ApiError, Query
 from ddp_operator.observe.fields import at, name, number, text, version, word
 from ddp_operator.observe.life import Life
-from ddp_operator.observe.listing import GONE, Backoff, list_pages
+from ddp_operator.observe.listing import GONE, list_pages
 from ddp_operator.observe.shelf import Key
 from ddp_operator.observe.world import World
 from ddp_operator.settings import Settings
@@ -90,7 +91,7 @@ class PodWatch:
                 tasks.create_task(self._keep(scope, tasks), name=scope.called)
 
     async def _keep(self, scope: _Scope, tasks: asyncio.TaskGroup) -> None:
-        backoff = Backoff(self._rng)
+        backoff, failures = Backoff(rng=self._rng), 0
         while True:
             # An API server that cannot be reached is no reason to start this process anew: trying again is a sign of life.
             self._life.beat(scope.called)
@@ -103,20 +104,22 @@ class PodWatch:
                 self._note(scope, f"{scope.path}: {error}")
                 if error.status == GONE:
                     scope.since = ""
-                await self._sleep(backoff.after(error))
+                failures += 1
+                await self._sleep(backoff.after(failures, error.retry_after_seconds))
             else:
                 self._note(scope, "")
-                backoff.succeeded()
+                failures = 0
 
     async def _sweep(self, scope: _Scope) -> None:
         """List beside the watch: of thousands of pods that takes seconds, in which what happens to one must not wait."""
-        backoff = Backoff(self._rng)
+        backoff, failures = Backoff(rng=self._rng), 0
         while True:
             try:
                 await self._list(scope, lambda: None)  # signs of life are the watch's alone
             except ApiError as error:
                 log.info("The sweep beside the %s failed: %s; it tries again", scope.called, error)
-                await self._sleep(backoff.after(error))
+                failures += 1
+                await self._sleep(backoff.after(failures, error.retry_after_seconds))
             else:
                 return
 

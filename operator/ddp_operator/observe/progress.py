@@ -86,6 +86,8 @@ class ProgressScraper:
         self._counted_seconds = COUNTED_PAUSES * LONGEST_PAUSE_INTERVALS * settings.progress_seconds
         self._asked_at = 0.0
         """When any pod was asked last."""
+        self._jumps = 0
+        """Jumps of the clock that were noticed between two requests."""
         self.requests = 0
         self.failures = 0
 
@@ -123,11 +125,8 @@ class ProgressScraper:
         pod = self._world.node_zero(*key)
         if pod is None:
             return
-        asked_at = self._clock()
-        jump = jump_seconds(self._asked_at, asked_at, self._counted_seconds)
-        self._asked_at = asked_at
-        for newest in (self._world.asked, self._world.answered) if jump else ():
-            newest.move(jump)
+        asked_at = self._begin_to_ask()
+        jumps = self._jumps
         self.requests += 1
         document, error, was_slow = None, "", False
         try:
@@ -135,20 +134,34 @@ class ProgressScraper:
         except Unanswered as why:
             self.failures += 1
             error, was_slow = str(why), why.was_slow
+        if self._jumps != jumps:  # meanwhile, as another request has noticed, and moved all times but this one
+            asked_at = self._clock()
         is_same = self._note_asked(key, pod.uid, was_slow=was_slow)
         # a time in which there was no pod to ask is long, and no jump of the clock
         longest = self._counted_seconds if is_same else float("inf")
-        before = with_times_moved(self._world.look_of(*key), asked_at, longest)
+        before = with_times_moved(self._world.look_of(*key), pod.uid, asked_at, longest)
         if document is None:
             since = before.unanswered_since if is_same else 0.0
             look = replace(before, asked_at=asked_at, error=error, unanswered_since=since or asked_at)
         else:
-            now = self._clock()
+            # a jump that nobody has noticed yet is no part of it: all times of a look are moved by one jump, or by none
+            now = asked_at + min(max(self._clock() - asked_at, 0.0), self._counted_seconds)
             heard_at = self._heard_at(key, pod, before, document, now)
             if heard_at is None:
                 return
             look = ProgressLook(document=document, pod_uid=pod.uid, heard_at=heard_at, asked_at=asked_at, answered_at=now)
         self._world.put_progress(*key, look)
+
+    def _begin_to_ask(self) -> float:
+        """The clock. What it has jumped by since anybody was asked moves the newest times of all with it."""
+        asked_at = self._clock()
+        jump = jump_seconds(self._asked_at, asked_at, self._counted_seconds)
+        self._asked_at = asked_at
+        if jump:
+            self._jumps += 1
+            self._world.asked.move(jump)
+            self._world.answered.move(jump)
+        return asked_at
 
     def _heard_at(self, key: Key, pod: PodFacts, before: ProgressLook, document: ProgressFacts, now: float) -> float | None:
         """When training was last heard of; None: this first document proves nothing yet, the next one will."""

@@ -13,10 +13,11 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final
 
 from ddp_operator.api.trainingrun import GROUP, PLURAL, VERSION
+from ddp_operator.backoff import LONGEST_RETRY_AFTER_SECONDS, Backoff
 from ddp_operator.observe.api import Api, ApiError
 from ddp_operator.observe.fields import version
 from ddp_operator.observe.life import Life
-from ddp_operator.observe.listing import LONGEST_RETRY_AFTER_SECONDS, PAGE_TIMEOUT_SECONDS, Backoff, list_pages
+from ddp_operator.observe.listing import PAGE_TIMEOUT_SECONDS, list_pages
 from ddp_operator.observe.shelf import Key
 from ddp_operator.observe.world import Kind, World
 from ddp_operator.settings import Settings
@@ -72,7 +73,7 @@ class Sweep:
                 tasks.create_task(self._keep(kind), name=_called(kind))
 
     async def _keep(self, kind: Kind) -> None:
-        backoff = Backoff(self._rng)
+        backoff, failures = Backoff(rng=self._rng), 0
         longest_pause = max(self._settings.sweep_seconds * 1.2, LONGEST_RETRY_AFTER_SECONDS)
         self._life.expect(_called(kind), longest_pause + PAGE_TIMEOUT_SECONDS + self._settings.watcher_stale_seconds)
         while True:
@@ -81,9 +82,10 @@ class Sweep:
                 self._note(kind, await self._sweep(kind))
             except ApiError as error:
                 self._note(kind, f"{_path(kind, '')}: {error}")
-                await self._sleep(backoff.after(error))
+                failures += 1
+                await self._sleep(backoff.after(failures, error.retry_after_seconds))
             else:
-                backoff.succeeded()
+                failures = 0
                 await self._sleep(self._settings.sweep_seconds * self._rng.uniform(0.8, 1.2))
 
     async def _sweep(self, kind: Kind) -> str:

@@ -39,6 +39,7 @@ class Numbers:
     """Each watcher and how long ago it last gave a sign of life."""
     status_writes: int = 0
     status_conflicts: int = 0
+    status_pruned: int = 0
     reconcile_errors: int = 0
     actions: Mapping[str, int] = field(default_factory=dict)
     """By name: SuspendJob, ResumeJob, DeletePod."""
@@ -114,6 +115,9 @@ def _operator(numbers: Numbers) -> Iterable[Metric]:
     )
     yield CounterMetricFamily("ddp_operator_status_writes", "Statuses written.", value=numbers.status_writes)
     yield CounterMetricFamily("ddp_operator_status_conflicts", "Statuses that another writer had changed.", value=numbers.status_conflicts)
+    yield CounterMetricFamily(
+        "ddp_operator_status_pruned", "Statuses of which the server has not kept all: its CRD is old.", value=numbers.status_pruned
+    )
     yield CounterMetricFamily("ddp_operator_reconcile_errors", "Runs whose round ended in an error.", value=numbers.reconcile_errors)
     yield from (requests, silent, actions)
 
@@ -144,7 +148,9 @@ def _each(runs: Sequence[RunFacts], incidents: Mapping[str, Counter[str]]) -> It
     lost = CounterMetricFamily("ddp_run_lost_steps", "Steps made and lost again.", labels=labels)
     restarts = CounterMetricFamily("ddp_run_restarts", "Incidents that cost pods, by root cause.", labels=[*labels, "cause"])
     in_process = CounterMetricFamily("ddp_run_in_process_restarts", "Restarts of ranks by the trainer, no pod lost.", labels=labels)
-    claims = GaugeMetricFamily("ddp_claim_used_ratio", "Used part of a claim, 0 to 1.", labels=["namespace", "claim"])
+    claims = GaugeMetricFamily(
+        "ddp_claim_used_ratio", "Used part of the volume that a claim lies on, 0 to 1.", labels=["namespace", "claim"]
+    )
     used: dict[tuple[str, str], float] = {}
     for run in runs:
         names, status = [run.namespace, run.name], run.status
@@ -161,14 +167,14 @@ def _each(runs: Sequence[RunFacts], incidents: Mapping[str, Counter[str]]) -> It
             restarts.add_metric([*names, cause], count)
         for claim in status.claims:
             if claim.used_percent is not None:
-                used[run.namespace, claim.name] = _used(claim.used_bytes, claim.capacity_bytes, claim.used_percent)
+                used[run.namespace, claim.name] = _used(claim.used_bytes, claim.volume_bytes, claim.used_percent)
     for (namespace, name), share in sorted(used.items()):
         claims.add_metric([namespace, name], share)  # once for each claim: a series that appears twice fails the whole scrape
     yield from (progress, durable, step, goodput, lost, restarts, in_process, claims)
 
 
-def _used(used_bytes: int | None, capacity_bytes: int, percent: int) -> float:
-    return min(1.0, used_bytes / capacity_bytes) if used_bytes is not None and capacity_bytes else percent / 100
+def _used(used_bytes: int | None, volume_bytes: int | None, percent: int) -> float:
+    return min(1.0, used_bytes / volume_bytes) if used_bytes is not None and volume_bytes else percent / 100
 
 
 def as_ratio(text: str) -> float | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ddp_operator.api.advice import Advice, advise
+from ddp_operator.api.advice import Advice, advise, pod_to_look_at
 from ddp_operator.api.trainingrun import ClaimStatus, LedgerEntry, ProgressStatus
 from ddp_operator.api.words import PREEMPTION_CAUSES, Act, ConditionType
+from ddp_operator.decide.claims import is_shared
 from ddp_operator.decide.durations import spoken
 from ddp_operator.decide.facts import PodFacts, RunFacts
 from ddp_operator.web.board import TONES, condition_of, steps_of
@@ -54,12 +55,11 @@ class Incident:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A claim and how full it is."""
+    """A claim and how full it is. `room` is that in words."""
 
     name: str
     phase: str
-    size: str
-    used: str
+    room: str
     percent: int | None
     tone: str
     used_by: tuple[str, ...]
@@ -156,19 +156,20 @@ def run_page(run: RunFacts, history: History, now: float) -> RunPage:
 
 def advice_for(run: RunFacts) -> Advice:
     """What to do about it, with the pod and the claim that matter most."""
-    lost = run.status.ledger[-1].pod if run.status.ledger else ""
-    names = sorted(
-        (pod for pod in run.pods), key=lambda pod: (pod.name != lost, pod.phase not in ("Pending", "Failed"), _replica_place(pod))
-    )
-    claims = [run.spec.checkpoint.claim_name or "", *(claim.name for claim in run.status.claims)]
+    status, pods = run.status, sorted(run.pods, key=_replica_place)
+    lost = next((entry.pod for entry in status.ledger[-1:] if entry.recovered_at is None), "")
+    claims = [run.spec.checkpoint.claim_name or "", *(claim.name for claim in status.claims)]
     return advise(
-        run.status.phase,
-        run.status.reason,
+        status.phase,
+        status.reason,
         namespace=run.namespace,
         run=run.name,
         job=run.spec.job_ref.name,
-        pod=names[0].name if names else lost,
+        pod=pod_to_look_at(status.phase, lost, [(pod.name, pod.phase) for pod in pods]),
         claim=next(filter(None, claims), ""),
+        conditions={condition.type: (condition.status, condition.reason) for condition in status.conditions},
+        overdue=status.overdue or "",
+        has_pods=bool(pods),
     )
 
 
@@ -238,12 +239,20 @@ def _claim(claim: ClaimStatus) -> Claim:
     return Claim(
         name=claim.name,
         phase=claim.phase,
-        size=size(claim.capacity_bytes or claim.requested_bytes),
-        used=size(claim.used_bytes) if claim.used_bytes is not None else NONE,
+        room=_room(claim),
         percent=percent,
         tone=next((tone for applies, tone in tones if applies), "good"),
         used_by=tuple(claim.used_by),
     )
+
+
+def _room(claim: ClaimStatus) -> str:
+    own = size(claim.capacity_bytes or claim.requested_bytes)
+    if claim.used_bytes is None:
+        return f"{own}, use not known"
+    if is_shared(claim.volume_bytes, claim.capacity_bytes):
+        return f"{size(claim.used_bytes)} of a {size(claim.volume_bytes or 0)} volume used, claim {own}"
+    return f"{size(claim.used_bytes)} of {size(claim.volume_bytes) if claim.volume_bytes else own} used"
 
 
 def _pod(pod: PodFacts, now: float) -> Pod:

@@ -28,6 +28,8 @@ async def test_leaders_killed_at_the_worst_moment_leave_one_restart_and_no_users
         await until(lambda: cluster.phase() == "Running" and not cluster.status().get("intent"), "Running, with nothing left open")
         assert [(entry["cause"], entry["action"]) for entry in cluster.status()["ledger"]] == [("Hang", "GangRestart")]
         assert cluster.status()["restarts"]["byOperator"] == 1
+        told = [event["reason"] for event in server.objects["events"].values()]
+        assert (told.count("GangRestart"), told.count("Hung")) == (1, 1), "the killed one had written what it could not tell"
 
         job = server.get("pytorchjobs", "demo")
         server.put("pytorchjobs", {**job, "spec": {**job["spec"], "runPolicy": {"suspend": True}}})

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from itertools import islice
 from types import SimpleNamespace
 
 import kopf
@@ -13,8 +14,9 @@ import pytest
 from fake_api_server import RefusalError
 
 from ddp_operator import handlers, main
+from ddp_operator.backoff import LONGEST_RETRY_AFTER_SECONDS, Backoff
 from ddp_operator.errors import ClusterError, SettingsError
-from ddp_operator.handlers import Backoffs, keep_kopf, kopf_settings, registry_for, watch_kopf
+from ddp_operator.handlers import keep_kopf, kopf_settings, registry_for, watch_kopf
 from ddp_operator.observe.life import Life
 from ddp_operator.observe.world import World
 from ddp_operator.settings import Settings
@@ -197,10 +199,16 @@ def test_kopf_lets_go_of_an_object_as_soon_as_it_was_seen_and_copies_none():
 
 
 def test_pauses_between_attempts_grow_to_a_bound_and_never_end():
-    pauses = [pause for pause, _ in zip(Backoffs(), range(500), strict=False)]
-    assert len(pauses) == 500
+    pauses = list(islice(Backoff(15.0), 2000))
     assert max(pauses) <= 15.0
     assert max(pauses[:2]) <= 1.0 < min(pauses[5:])
+    assert min(pauses[5:]) >= 7.5
+    assert len(set(pauses)) == 2000
+
+
+def test_a_server_that_asks_for_patience_gets_it_within_a_bound():
+    assert [Backoff(1.0).after(1, asked) for asked in (20.0, 1e9)] == [20.0, LONGEST_RETRY_AFTER_SECONDS]
+    assert 0.5 <= Backoff(1.0).after(10_000, 0.1) <= 1.0
 
 
 async def test_events_of_objects_go_into_the_world_and_out_of_it():
@@ -273,7 +281,7 @@ async def test_kopf_is_started_again_when_it_ends_and_our_signal_handlers_are_pu
             raise _EndOfTestError
 
     monkeypatch.setattr(kopf, "spawn_tasks", spawn)
-    monkeypatch.setattr(handlers, "Backoffs", lambda: iter([0.0] * 9))
+    monkeypatch.setattr(handlers, "Backoff", lambda: iter([0.0] * 9))
     with pytest.raises(_EndOfTestError):
         await keep_kopf(World(), ("default",), on_start)
     assert len(starts) == 3

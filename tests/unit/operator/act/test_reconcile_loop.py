@@ -170,6 +170,26 @@ async def test_an_action_on_another_job_than_was_seen_is_not_done(bench):
     assert bench.loop.counts.conflicts == 1
 
 
+@pytest.mark.parametrize(("answer", "told"), [(403, 1), (503, 0)])
+async def test_an_act_that_the_api_server_refuses_is_told_once_however_often_it_is_tried(bench, answer, told):
+    bench.job(), bench.run(), bench.list_all()
+    bench.decide(acting(bench))
+    tries = []
+
+    def fault(request):
+        if request.method != "PATCH" or "/pytorchjobs/" not in request.path:
+            return None
+        tries.append(request)
+        return RefusalError(answer, "a policy says no")
+
+    bench.server.fault = fault
+    for _ in range(4):
+        await bench.turn(60)
+    assert len(tries) > 1
+    refused = [event["message"] for event in bench.server.objects["events"].values() if "a policy says no" in event["message"]]
+    assert len(refused) == told
+
+
 async def test_a_run_that_is_refused_waits_longer_each_time_and_delays_no_neighbour(bench):
     for number in range(CHANGE_WORKERS + 4):
         bench.run(f"run-{number}")

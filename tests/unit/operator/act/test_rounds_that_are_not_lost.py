@@ -8,7 +8,9 @@ from fake_api_server import RefusalError
 from test_reconcile_loop import Bench
 
 from ddp_operator.api.words import Phase
+from ddp_operator.decide import announce
 from ddp_operator.decide.decision import Decision, DeletePod
+from ddp_operator.decide.wording import moment
 from ddp_operator.reconcile import CHANGE_WORKERS, RENEWAL_WORKERS
 
 SOON_SECONDS = 2
@@ -246,3 +248,71 @@ async def test_a_loop_that_is_late_but_writes_is_not_stalled(bench):
     assert bench.loop.stalled_seconds == 70.0
     release.set()
     await bench.turn()
+
+
+def hung_since(at):
+    """It runs, and then hangs; the event is told of the change, as `decide` does."""
+
+    def decided(facts, *_):
+        phase = Phase.HUNG if facts.status.phase_since else Phase.RUNNING
+        since = facts.status.phase_since if facts.status.phase is phase else moment(at if phase is Phase.HUNG else 1.0)
+        status = facts.status.model_copy(update={"phase": phase, "phase_since": since})
+        return Decision(status, events=announce.changes(facts.status, status), look_again_seconds=REST_SECONDS)
+
+    return decided
+
+
+def told(bench):
+    return [event["message"] for event in bench.server.objects["events"].values()]
+
+
+async def stopped_between_status_and_event(bench):
+    bench.run(), bench.list_all()
+    bench.decide(hung_since(bench.now))
+    await bench.turn()
+    bench.server.on_write = lambda *_: setattr(bench, "leads", False)
+    await bench.turn(1)
+    bench.server.on_write = lambda *_: None
+    assert (bench.phase(), told(bench)) == ("Hung", [])
+
+
+async def test_an_event_that_a_leader_did_not_get_to_is_told_by_the_next_and_once(bench, server, api):
+    await stopped_between_status_and_event(bench)
+    for _ in range(2):
+        following = Bench(server, api)
+        following.now = bench.now + 20
+        following.decide(hung_since(bench.now))
+        following.list_all()
+        for _ in range(3):
+            await following.turn(31)
+        assert told(bench) == ["Hung"]
+
+
+async def test_an_event_that_a_moment_without_the_lease_cost_is_told_when_it_is_back(bench):
+    await stopped_between_status_and_event(bench)
+    bench.leads = True
+    await seconds_until(bench, lambda: told(bench) == ["Hung"])
+
+
+async def test_what_happened_long_before_a_leader_came_is_not_told_anew(bench, server, api):
+    await stopped_between_status_and_event(bench)
+    following = Bench(server, api)
+    following.now = bench.now + announce.RECENT_SECONDS + 1
+    following.decide(hung_since(bench.now))
+    following.list_all()
+    await following.turn()
+    assert told(bench) == []
+
+
+async def test_an_event_that_was_refused_is_told_with_the_next_look(bench):
+    bench.run(), bench.list_all()
+    bench.decide(hung_since(bench.now))
+    await bench.turn()
+    bench.server.fault = lambda request: RefusalError(403, "no") if request.path.endswith("/events") else None
+    await bench.turn(1)
+    assert (bench.phase(), told(bench), bench.loop.counts.events_refused) == ("Hung", [], 1)
+    bench.server.fault = lambda _: None
+    await bench.turn(1)
+    assert told(bench) == ["Hung"]
+    await bench.turn(REST_SECONDS)
+    assert bench.server.requests["POST", "events"] == 1

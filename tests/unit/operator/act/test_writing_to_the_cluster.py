@@ -116,12 +116,28 @@ async def test_the_same_event_is_not_posted_again_for_five_minutes(server, api):
     flapping = Event(EventReason.HUNG, "no step for 10m", is_warning=True)
     for at, is_posted in ((0.0, True), (10.0, False), (299.0, False), (301.0, True), (302.0, False)):
         now[0] = at
-        assert await events.post(run, flapping, timeout_seconds=BOUND) is is_posted
+        assert await events.post(replace(run, resource_version=str(at)), flapping, timeout_seconds=BOUND) is is_posted
     assert await events.post(run, replace(flapping, message="no step for 20m"), timeout_seconds=BOUND)
     assert len(server.objects["events"]) == 3
     stored = next(iter(server.objects["events"].values()))
     assert (stored["type"], stored["reason"], stored["source"]) == ("Warning", "Hung", {"component": "ddp-operator"})
     assert stored["involvedObject"]["uid"] == run.uid
+
+
+@pytest.mark.parametrize("fact", ["Hung/2026-01-02T03:04:05Z/", ""])
+async def test_an_event_that_is_there_is_not_posted_again_by_anybody(server, api, fact):
+    run = make_run(server)
+    server.answer_after = lambda request: 1.0 if request.method == "POST" else 0.0
+    hung = Event(EventReason.HUNG, "Running -> Hung", fact=fact)
+    one = Events(api, "one")
+    with pytest.raises(ApiError):
+        await one.post(run, hung, timeout_seconds=0.3)  # it was done, and the answer is lost
+    server.answer_after = lambda _: 0.0
+    assert not await one.post(run, hung, timeout_seconds=BOUND)
+    assert not await Events(api, "two").post(run, replace(hung, message="Hung") if fact else hung, timeout_seconds=BOUND)
+    assert len(server.objects["events"]) == 1
+    assert await one.post(run, replace(hung, fact="Hung/2026-01-02T03:09:09Z/", message="again"), timeout_seconds=BOUND)
+    assert await one.post(replace(run, uid="of-a-namesake"), hung, timeout_seconds=BOUND)
 
 
 async def test_an_event_that_was_refused_is_not_remembered_as_posted(server, api):

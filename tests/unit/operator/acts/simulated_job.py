@@ -43,6 +43,10 @@ class SimulatedJob:
     resource_version: int = 1
     pods: dict = field(default_factory=dict)
     unheard_nodes: set = field(default_factory=set)
+    unending_pods: set = field(default_factory=set)
+    """Names of pods that do not leave when they are told to, on nodes that are well: a volume that does not answer."""
+    restarts: dict = field(default_factory=dict)
+    """What the trainer counts, over all that ever trained in this run directory."""
     events: list = field(default_factory=list)
     actions: list = field(default_factory=list)
     writes: int = 0
@@ -137,7 +141,7 @@ class SimulatedJob:
             if pod.node in self.unheard_nodes:
                 if pod.phase == "Running" and pod.is_ready:
                     self.pods[name] = replace(pod, is_ready=False, unready_since=self.now)
-            elif pod.deleted_at and self.now >= pod.deleted_at - GRACE_SECONDS + LEAVE_SECONDS:
+            elif pod.deleted_at and name not in self.unending_pods and self.now >= pod.deleted_at - GRACE_SECONDS + LEAVE_SECONDS:
                 del self.pods[name]
             elif pod.phase == "Pending" and not pod.deleted_at and self.has_room and self.now >= pod.created_at + START_SECONDS:
                 self.pods[name] = replace(
@@ -181,6 +185,9 @@ class SimulatedJob:
                 checkpoint_saved_at=self.now,
                 checkpoint_bytes=1000,
                 lost_steps=self.lost_steps,
+                samples_per_second=100.0,
+                eta_seconds=3600.0,
+                restarts=dict(self.restarts),
             )
             master = self.pods["master-0"]
             self.progress = ProgressLook(document=document, pod_uid=master.uid, heard_at=self.now, asked_at=self.now, answered_at=self.now)
@@ -220,6 +227,13 @@ class SimulatedJob:
     def lose_node(self, replica):
         if replica in self.pods and self.pods[replica].node:
             self.unheard_nodes.add(self.pods[replica].node)
+
+    def delete_job_in_foreground(self):
+        """It stays until its pods are gone, and nobody makes new ones."""
+        self.job = replace(self.job, deleted_at=self.now, generation=self.job.generation + 1)
+        self.training_operator_is_there = False
+        for name in self.pods:
+            self._tell_to_leave(name)
 
     def user_changes(self, **changes):
         """Somebody edits the job's spec; whoever sets `suspend` to another value owns the field then."""

@@ -5,10 +5,12 @@ from dataclasses import replace
 from facts_strategies import clocks, run_facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_facts import NOW
 
 from ddp_operator.api.trainingrun import LEDGER_ENTRIES, LedgerEntry, OpenIncident, TrainingRunStatus
 from ddp_operator.api.words import Cause, Phase
 from ddp_operator.decide.decide import decide
+from ddp_operator.decide.decision import DeletePod
 from ddp_operator.decide.wording import moment
 
 words = st.one_of(
@@ -69,13 +71,18 @@ def test_the_same_facts_again_come_to_rest(facts, now):
 
 @settings(max_examples=40)
 @given(remembering_facts(), clocks)
-def test_nothing_is_concluded_before_the_pods_are_known_or_when_it_ends(facts, now):
+def test_nothing_is_concluded_before_the_pods_are_known_or_when_the_run_goes(facts, now):
     for blind in (replace(facts, pods_are_known=False), replace(facts, deleted_at=now - 1.0)):
         decision = decide(blind, now)
         assert (decision.status, decision.actions, decision.events) == (facts.status, (), ())
+
+
+@settings(max_examples=60)
+@given(remembering_facts(), clocks)
+def test_a_job_that_is_being_deleted_is_not_written(facts, now):
     if facts.job is not None:
-        decision = decide(replace(facts, job=replace(facts.job, deleted_at=now - 1.0)), now)
-        assert (decision.status, decision.actions, decision.events) == (facts.status, (), ())
+        facts = replace(facts, job=replace(facts.job, deleted_at=NOW))
+        assert all(isinstance(action, DeletePod) for action in decide(facts, now).actions)
 
 
 @settings(max_examples=40)

@@ -118,3 +118,32 @@ def test_pods_of_a_job_that_is_not_at_its_end_are_not_cleaned_up():
     assert job.status.phase == "Succeeded"
     job.pass_time(100)
     assert job.actions == []
+
+
+def test_a_pod_that_does_not_end_on_a_node_that_is_well_says_nothing_of_the_node():
+    job = trained()
+    job.unending_pods = {"worker-0"}
+    job.delete_pod("worker-0")
+    job.pass_time(GRACE_SECONDS + NODE_LOST_AFTER + 1)
+    assert deletions(job)[0] == ("worker-0", 0)
+    assert [(cause, action) for cause, action, _ in job.ledger()] == [("PodDeleted", "FreePods")]
+    told = next(event.message for _, event in job.events if event.reason.value == "PodsFreed")
+    assert "did not end within 20s after its grace period, though nobody says that its node" in told
+    assert "NodeLost" not in job.status.message
+
+
+def test_a_job_in_foreground_deletion_says_so_and_its_stuck_pods_are_freed():
+    job = trained()
+    job.lose_node("worker-0")
+    job.delete_job_in_foreground()
+    job.pass_time(3)
+    status = job.status
+    assert (status.phase, status.reason, status.progress.eta) == ("Pending", "JobNotFound", "")
+    assert "is being deleted" in status.message
+    job.pass_time(GRACE_SECONDS + NODE_LOST_AFTER)
+    assert job.pods == {}
+    assert deletions(job) == [("worker-0", 0)]
+    assert (job.status.restarts.failures, job.status.restarts.preemptions) == (0, 0)
+    writes = job.writes
+    job.pass_time(100)
+    assert job.writes == writes

@@ -230,6 +230,37 @@ def test_a_half_dead_gang_is_left_alone_by_an_operator_that_has_not_asked_it_yet
     assert decide(replace(job.facts(), progress=ProgressLook()), later).actions == ()
 
 
+def test_of_a_half_dead_gang_that_does_not_answer_a_new_operator_waits_for_its_own_bound():
+    """That a pod has ended long ago tells nothing of the others: node 0 may be heard again with the next question."""
+    job = SimulatedJob()
+    job.pass_time(30)
+    job.training_operator_is_there = False
+    job.crash("worker-0", 160)
+    job.pass_time(3600, operator=False)
+    job.progress = ProgressLook()
+    job.look_and_act()
+    job.now += 3600.0
+
+    def refused_for(seconds):
+        look = ProgressLook(asked_at=job.now, error="connection refused", unanswered_since=job.now - seconds)
+        return decide(replace(job.facts(), progress=look), job.now).actions
+
+    assert [len(refused_for(seconds)) for seconds in (0, 59, 61)] == [0, 0, 1]
+
+
+def test_a_wrong_clock_of_the_operator_restarts_no_foreign_gang_of_which_a_pod_has_just_failed():
+    job = SimulatedJob(is_foreign=True, restart_policy="OnFailure")
+    job.pass_time(30)
+    job.training_operator_is_there = False
+    job.crash("worker-0", 1)
+    job.now += 7200.0
+    job.look_and_act()
+    job.pass_time(58)
+    assert job.actions == []
+    job.pass_time(5)
+    assert len(job.done(SuspendJob)) == 1
+
+
 def test_workers_of_a_foreign_program_may_end_before_their_master():
     job = SimulatedJob(is_foreign=True, restart_policy="OnFailure")
     job.pass_time(30)

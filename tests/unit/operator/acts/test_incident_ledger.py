@@ -137,6 +137,33 @@ def test_a_foreign_job_has_recovered_when_all_pods_have_run_for_a_while():
     assert job.status.ledger[0].lost_steps is None
 
 
+def test_a_foreign_job_that_lost_a_pod_is_restarting_because_of_that():
+    job = SimulatedJob(is_foreign=True)
+    job.pass_time(30)
+    del job.pods["worker-1"]
+    job.has_room = False
+    job.pass_time(200)
+    assert (job.status.phase, job.status.reason) == ("Restarting", "PodDeleted")
+    job.has_room = True
+    job.pass_time(10)
+    assert job.status.phase == "Running"
+
+
+def test_a_foreign_job_that_never_ran_or_was_resumed_is_pending():
+    job = SimulatedJob(is_foreign=True, has_room=False)
+    job.pass_time(30)
+    job.delete_pod("worker-1")
+    job.pass_time(5)
+    assert job.status.phase == "Pending"
+    job.has_room = True
+    job.pass_time(30)
+    job.user_changes(suspend=True)
+    job.pass_time(10)
+    job.user_changes(suspend=False)
+    job.pass_time(2)
+    assert job.status.phase == "Pending"
+
+
 def test_a_pause_by_the_user_is_no_incident():
     job = trained()
     job.user_changes(suspend=True)
@@ -184,6 +211,45 @@ def test_a_new_job_begins_a_new_life_and_keeps_the_ledger():
     job.pass_time(RECOVERY_SECONDS)
     assert job.ledger() == [("Crash", "None", True)]
     assert job.status.phase == "Running"
+
+
+def counted(job):
+    restarts = job.status.restarts
+    return restarts.total, restarts.in_process, restarts.failures + restarts.preemptions
+
+
+def test_what_the_trainer_counted_before_this_life_is_not_counted_to_it():
+    job = trained(restarts={"preemption": 7})
+    assert counted(job) == (0, 0, 0)
+    job.restarts = {"preemption": 7, "crash": 2}
+    job.pass_time(RECOVERY_SECONDS)
+    assert counted(job) == (2, 2, 0)
+    job.evict("worker-0")
+    job.restarts = {"preemption": 8, "crash": 2}
+    job.pass_time(RECOVERY_SECONDS)
+    assert counted(job) == (3, 2, 1)
+    job.new_job()
+    job.pass_time(2)
+    assert counted(job) == (0, 0, 0)
+    job.restarts = {"preemption": 9, "crash": 2}  # the end of the job before, which only its successor could count
+    job.pass_time(RECOVERY_SECONDS)
+    assert counted(job) == (0, 0, 0)
+    job.restarts = {"preemption": 9, "crash": 3}
+    job.pass_time(RECOVERY_SECONDS)
+    assert counted(job) == (1, 1, 0)
+
+
+def test_an_upgraded_operator_keeps_the_counts_of_the_one_before():
+    """Its predecessor knew no former lives, and had counted all that the trainer did."""
+    job = trained(restarts={"crash": 3})
+    old = job.status.restarts.model_copy(update={"total": 3, "in_process": 3, "in_former_lives": None})
+    job.status = job.status.model_copy(update={"restarts": old})
+    job.restarts = {"crash": 3}
+    job.pass_time(RECOVERY_SECONDS)
+    assert counted(job) == (3, 3, 0)
+    job.restarts = {"crash": 4}
+    job.pass_time(RECOVERY_SECONDS)
+    assert counted(job) == (4, 4, 0)
 
 
 def test_the_ledger_keeps_the_newest_thirty_two():

@@ -68,6 +68,26 @@ def test_a_change_of_phase_is_written_at_once_with_the_numbers_of_the_moment():
     assert job.status.progress.step == job.step
 
 
+@pytest.mark.parametrize("shape", ["pod lost", "suspended", "hung"])
+def test_a_rate_and_an_end_are_told_only_while_it_trains(shape):
+    job = trained(policy={"on_hung": "Report"})
+    told = job.status.progress
+    assert (told.samples_per_second, told.eta) == ("100", "1h")
+    if shape == "pod lost":
+        job.has_room = False
+        job.crash("worker-0", 160)
+    job.is_hung = shape == "hung"
+    if shape == "suspended":
+        job.user_changes(suspend=True)
+    job.pass_time(100)
+    assert job.status.phase in {"Restarting", "Suspended", "Hung"}
+    after = job.status.progress
+    assert (after.samples_per_second, after.eta, after.step > 0) == ("", "", True)
+    writes = job.writes
+    job.pass_time(100)
+    assert job.writes == writes
+
+
 def test_a_clock_that_was_set_back_holds_nothing_up():
     job = trained()
     job.now -= 3600.0

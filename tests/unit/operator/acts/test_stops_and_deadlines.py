@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 from simulated_job import SimulatedJob
 
+from ddp_operator.decide import announce
+from ddp_operator.decide.decide import decide
 from ddp_operator.decide.decision import ResumeJob, SuspendJob
 
 
@@ -67,6 +69,41 @@ def test_a_run_is_stopped_once_and_says_why(story, policy, has_room, cause):
     writes = job.writes
     job.pass_time(100)
     assert job.writes == writes
+
+
+def test_who_tells_no_steps_is_not_said_to_make_none():
+    """A foreign image, or telemetry behind a NetworkPolicy: the durable step is not known, and not 0."""
+    job = SimulatedJob(is_foreign=True, policy={"no_progress_restarts": 3})
+    job.pass_time(20)
+    for _ in range(5):
+        job.crash("worker-0", 160)
+        job.pass_time(200)
+    assert job.status.restarts.failures == 5
+    assert (job.status.phase, job.actions) == ("Running", [])
+
+
+def test_a_run_that_was_heard_and_makes_no_first_checkpoint_is_stopped():
+    job = SimulatedJob(policy={"no_progress_restarts": 3})
+    job.pass_time(10)
+    for _ in range(3):
+        job.crash("worker-0", 160)
+        job.pass_time(11)
+    assert job.status.reason == "NoProgress"
+    assert job.status.checkpoint is None
+
+
+def test_a_pause_that_is_refused_is_not_called_done():
+    job = SimulatedJob(policy={"active_deadline": "60s"})
+    job.only_write_until("stopped_by_us")
+    decision = decide(job.facts(), job.now)
+    assert decision.status.message.startswith("the operator is stopping it, and its pods may still train: it was active for longer")
+    first, again = (announce.refused(decision.status, action, "admission webhook says no") for action in decision.actions * 2)
+    assert first == again
+    assert (first.reason, first.is_warning, bool(first.fact)) == ("Stopped", True, True)
+    assert "SuspendJob of demo is refused, and is tried again: admission webhook says no" in first.message
+    job.pass_time(30)
+    assert job.job.suspend
+    assert job.status.message.startswith("stopped by the operator: it was active for longer")
 
 
 @pytest.mark.parametrize(("story", "policy", "has_room", "cause"), STOPS, ids=IDS)
@@ -190,6 +227,8 @@ def test_a_resume_in_good_time_after_a_hasty_one_is_a_new_life():
     job.user_changes(suspend=False)
     job.pass_time(5)
     assert job.job.suspend
+    assert "it was resumed within 30s of a stop, which renews no budget: it was active for longer" in job.status.message
+    assert [event.message for _, event in job.events if event.reason.value == "Stopped"][-1].startswith("DeadlineExceeded: it was resumed")
     job.pass_time(60)
     job.user_changes(suspend=False)
     job.pass_time(30)

@@ -132,6 +132,78 @@ def test_explain_tells_what_happened_in_order_and_what_to_do(ddp):
     assert command == "  kubectl -n team-a describe pod resnet-1-worker-0"
 
 
+def a_pod(replica, phase):
+    kind, index = replica.split("-")
+    job = "training.kubeflow.org"
+    labels = {f"{job}/job-name": "resnet-1", f"{job}/replica-type": kind, f"{job}/replica-index": index}
+    return {
+        "metadata": {"name": f"resnet-1-{replica}", "namespace": "team-a", "uid": replica, "labels": labels},
+        "status": {"phase": phase},
+    }
+
+
+@pytest.mark.parametrize(
+    ("pods", "command"),
+    [
+        (listed(*(a_pod(f"worker-{i}", "Running") for i in range(11)), a_pod("worker-11", "Pending")), "describe pod resnet-1-worker-11"),
+        (listed(a_pod("worker-0", "Running"), a_pod("master-0", "Running")), "describe pod resnet-1-master-0"),
+        (listed(), "get pods -l training.kubeflow.org/job-name=resnet-1 -o wide"),
+        (ApiError(403, "forbidden"), "get pods -l training.kubeflow.org/job-name=resnet-1 -o wide"),
+    ],
+)
+def test_explain_looks_at_the_pod_that_waits_and_not_at_one_that_came_back_weeks_ago(ddp, pods, command):
+    back = {"at": "2026-08-21T12:30:00Z", "recoveredAt": "2026-08-21T12:33:00Z", "cause": "NodeLost", "pod": "resnet-1-master-0"}
+    answers = {f"{TEAM}/resnet": body(phase="Pending", reason="Unschedulable", ledger=[back]), "/api/v1/namespaces/team-a/events": listed()}
+    _, out, _ = ddp(answers | {"/api/v1/namespaces/team-a/pods": pods}, "explain", "resnet", "-n", "team-a")
+    assert out.rstrip().splitlines()[-1] == f"  kubectl -n team-a {command}"
+
+
+def test_explain_does_not_list_the_pods_that_a_stop_has_taken():
+    stopped = body(phase="Failed", reason="NoProgress", ledger=[{"at": "2026-09-21T12:30:00Z", "cause": "NoProgress", "action": "Stop"}])
+    assert advice_for(stopped, []).command == "kubectl -n team-a describe trainingrun resnet"
+
+
+def test_explain_does_not_say_nothing_while_the_volume_is_full_or_a_budget_is_only_reported():
+    full = {"type": "StorageHealthy", "status": "False", "reason": "VolumeFull"}
+    assert advice_for(body(phase="Running", conditions=[full])).sentence.startswith("The volume has no room")
+    assert "only reported" in advice_for(body(phase="Running", overdue="RestartBudgetUsedUp")).sentence
+    assert advice_for(body(phase="Running")).sentence == "Nothing: it trains."
+
+
+def a_claim(name, **meta):
+    return {
+        "metadata": {"name": name, "namespace": "team-a", "uid": name, "labels": {"ddp-operator.io/run": "x"}, **meta},
+        "status": {"phase": "Bound"},
+    }
+
+
+def a_job(claim):
+    volume = {"persistentVolumeClaim": {"claimName": claim}}
+    replicas = {"Master": {"template": {"spec": {"volumes": [volume]}}}}
+    return {"metadata": {"name": "j", "namespace": "team-a", "uid": "j"}, "spec": {"pytorchReplicaSpecs": replicas}}
+
+
+CLAIMS, JOBS = "/api/v1/namespaces/team-a/persistentvolumeclaims", "/apis/kubeflow.org/v1/namespaces/team-a/pytorchjobs"
+
+
+def test_claims_that_no_run_uses_stand_in_a_line_beside_the_table(ddp):
+    claims = listed(a_claim("resnet-checkpoints"), a_claim("of-a-job"), a_claim("going", deletionTimestamp="2026-09-21T12:00:00Z"),
+                    a_claim("old-2"), a_claim("old-1"))  # fmt: skip
+    code, out, err = ddp({TEAM: listed(FULL), CLAIMS: claims, JOBS: listed(a_job("of-a-job"))}, "runs", "-n", "team-a")
+    assert (code, len(out.splitlines())) == (0, 2)
+    assert err == (
+        "Claims that no run uses: team-a/old-1, team-a/old-2; to be rid of one, with its checkpoints: kubectl -n team-a delete pvc old-1\n"
+    )
+
+
+@pytest.mark.parametrize("refused", [CLAIMS, JOBS])
+def test_without_the_right_to_see_who_uses_a_claim_none_is_called_an_orphan(ddp, refused):
+    answers = {TEAM: listed(FULL), CLAIMS: listed(a_claim("old")), JOBS: listed()}
+    assert "old" in ddp(answers, "runs", "-n", "team-a")[2]
+    code, out, err = ddp(answers | {refused: ApiError(403, "forbidden")}, "runs", "-n", "team-a")
+    assert (code, len(out.splitlines()), err) == (0, 2, "")
+
+
 def test_explain_works_without_the_right_to_read_events(ddp):
     answers = {f"{TEAM}/resnet": FULL, "/api/v1/namespaces/team-a/events": ApiError(403, "forbidden")}
     assert ddp(answers, "explain", "resnet", "-n", "team-a")[0] == 0

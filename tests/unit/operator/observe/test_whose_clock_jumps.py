@@ -6,6 +6,7 @@ import pytest
 from object_bodies import JOB_UID, job_body, pod_body, run_body
 from scripted_api import Clock
 
+from ddp_operator.decide import silence
 from ddp_operator.decide.decide import decide
 from ddp_operator.decide.facts import ProgressFacts, ProgressLook
 from ddp_operator.decide.wording import moment
@@ -26,11 +27,15 @@ COUNTED = COUNTED_PAUSES * LONGEST_PAUSE_INTERVALS * PAUSE
 DOCUMENT = ProgressFacts(run="demo", attempt=1, phase="training", updated_at=5.0, step=7, total_steps=100, world_size=1)
 
 
+async def nothing():
+    """Happens while it is asked."""
+
+
 class Scraped:
     """A run of one pod, asked when the test says so; its node 0 says `answer`, a document or a sentence why not."""
 
     def __init__(self, monkeypatch, status=None):
-        self.clock, self.answer = Clock(), DOCUMENT
+        self.clock, self.answer, self.during = Clock(), DOCUMENT, nothing
         self.clock.now = NOW
         self.world = World()
         spec = {"jobRef": {"name": "demo"}, "policy": {"hungAfter": "600s", "onHung": "Report"}}
@@ -42,6 +47,7 @@ class Scraped:
         monkeypatch.setattr(progress, "fetch", self._fetch)
 
     async def _fetch(self, *_):
+        await self.during()
         if isinstance(self.answer, str):
             raise Unanswered(self.answer)
         return self.answer
@@ -155,6 +161,46 @@ async def test_the_times_of_other_runs_move_with_the_clock_and_once(scraped, jum
     assert (facts.others_asked_at, facts.others_answered_at) == (at, at)
 
 
+@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+@pytest.mark.parametrize("is_noticed_meanwhile", [True, False])
+async def test_a_clock_that_jumps_while_a_run_is_asked_hides_no_hang_from_then_on(scraped, jump, is_noticed_meanwhile):
+    await scraped.look()
+
+    async def jumping():
+        scraped.clock.now += jump
+        scraped.during = nothing
+        if is_noticed_meanwhile:
+            scraped.scraper._begin_to_ask()  # another run
+
+    scraped.during = jumping
+    await scraped.look()
+    looks = 0
+    while scraped.decided().phase != "Hung":
+        await scraped.look()
+        looks += 1
+        assert looks * PAUSE <= HUNG_AFTER + COUNTED + 2 * PAUSE
+    assert looks * PAUSE >= HUNG_AFTER - COUNTED - PAUSE
+    for newest in (scraped.world.asked, scraped.world.answered):
+        assert 0.0 < newest.of_others(("team", "other")) <= scraped.clock.now
+
+
+async def test_a_clock_that_is_set_ahead_does_not_make_a_pod_heard_that_never_was(scraped):
+    """Else a network that stays cut would cost one restart for each night that a laptop sleeps."""
+    await scraped.look()
+    scraped.world.drop_pod("team", "demo-master-0")
+    newer = pod_body("demo-master-0", uid="of-the-new-pod", version=99)
+    newer["status"]["containerStatuses"][1]["state"]["running"]["startedAt"] = moment(scraped.clock.now + 5).isoformat()
+    scraped.world.put("pod", newer)
+    scraped.answer = "http://10.1.2.3:9400/progress did not answer within 2 s"
+    await scraped.look()
+    await scraped.look(3600.0)
+    for _ in range(int(silence.ALONE * HUNG_AFTER / PAUSE) + 2):
+        await scraped.look()
+    facts = scraped.world.facts_of(*DEMO)
+    facts = replace(facts, status=decide(facts, scraped.clock.now).status)
+    assert not silence.is_its_own(facts, scraped.clock.now)
+
+
 def test_nobodys_time_does_not_move():
     newest = Newest()
     newest.note(DEMO, 5.0)
@@ -164,10 +210,12 @@ def test_nobodys_time_does_not_move():
 
 def test_times_move_by_what_the_clock_went_beyond_the_pauses():
     look = ProgressLook(DOCUMENT, "pod", heard_at=900.0, asked_at=1000.0, answered_at=990.0)
-    assert with_times_moved(look, 1060.0, 60.0) == look
-    assert with_times_moved(look, 1100.0, 60.0) == replace(look, heard_at=940.0, answered_at=1030.0)
-    assert with_times_moved(look, 400.0, 60.0) == replace(look, heard_at=300.0, answered_at=390.0)
-    assert with_times_moved(ProgressLook(), 1e9, 60.0) == ProgressLook()
+    assert with_times_moved(look, "pod", 1060.0, 60.0) == look
+    assert with_times_moved(look, "pod", 1100.0, 60.0) == replace(look, heard_at=940.0, answered_at=1030.0)
+    assert with_times_moved(look, "pod", 400.0, 60.0) == replace(look, heard_at=300.0, answered_at=390.0)
+    assert with_times_moved(look, "other", 1100.0, 60.0) == look
+    assert with_times_moved(look, "other", 400.0, 60.0) == replace(look, heard_at=300.0, answered_at=390.0)
+    assert with_times_moved(ProgressLook(), "pod", 1e9, 60.0) == ProgressLook()
 
 
 # --- a new operator, and a run that its predecessor called hung

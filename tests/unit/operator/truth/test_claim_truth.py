@@ -7,8 +7,9 @@ from small_facts import BORN, CLAIM, NOW, a_claim, a_document, a_job, a_look, a_
 
 from ddp_operator.api.trainingrun import CheckpointSpec, Condition
 from ddp_operator.api.words import ConditionType
-from ddp_operator.decide.claims import claim_statuses, lost_claims, storage_health, volume_is_filling
+from ddp_operator.decide.claims import claim_statuses, is_shared, lost_claims, storage_health, volume_is_filling
 from ddp_operator.decide.facts import ProgressLook
+from ddp_operator.decide.quiet import is_renewal
 from ddp_operator.decide.wording import moment
 
 GIB = 1 << 30
@@ -41,6 +42,31 @@ def test_a_claim_as_it_is():
     assert (claim.name, claim.phase, claim.requested_bytes, claim.capacity_bytes) == (CLAIM, "Bound", 10 * GIB, 10 * GIB)
     assert (claim.used_percent, claim.used_by) == (50, ["ddp-demo"])
     assert 5 * GIB <= claim.used_bytes <= 5 * GIB + 10 * GIB // 1000
+
+
+def test_the_size_of_the_volume_is_told_and_outlives_node_0():
+    look = a_look(a_document(volume_total_bytes=500 * GIB, volume_free_bytes=300 * GIB))
+    (claim,) = told = claim_statuses(a_run(progress=look))
+    assert (claim.capacity_bytes, claim.volume_bytes, claim.used_percent) == (10 * GIB, 500 * GIB, 40)
+    status = a_run().status.model_copy(update={"claims": told})
+    assert claim_statuses(a_run(progress=ProgressLook(), status=status)) == told
+
+
+def test_a_disk_whose_size_moves_is_a_number_and_no_news():
+    one, two = (
+        a_run().status.model_copy(update={"claims": claim_statuses(a_run(progress=a_look(a_document(volume_total_bytes=total))))})
+        for total in (500 * GIB, 501 * GIB)
+    )
+    assert one != two
+    assert is_renewal(one, two)
+
+
+def test_a_larger_claim_is_no_advice_where_the_volume_is_larger_than_the_claim():
+    assert "others may fill it too" in health(filled(96)).message
+    own = a_run(progress=a_look(a_document(volume_total_bytes=10 * GIB, volume_free_bytes=GIB // 4)))
+    assert "enlarge the claim" in health(own).message
+    assert [is_shared(volume, 10 * GIB) for volume in (None, 9 * GIB, 11 * GIB, 12 * GIB)] == [False, False, False, True]
+    assert not is_shared(12 * GIB, 0)
 
 
 def test_only_the_claim_of_the_checkpoints_has_used_bytes():

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from facts_strategies import clocks, run_facts
 from hypothesis import given, settings
-from small_facts import NOW, a_document, a_look, a_run, the_pods
+from small_facts import BORN, NOW, a_document, a_look, a_run, the_pods
 
-from ddp_operator.api.trainingrun import TrainingRunStatus
-from ddp_operator.api.words import ConditionType, Phase
+from ddp_operator.api.trainingrun import LedgerEntry, OpenIncident, TimingStatus, TrainingRunStatus
+from ddp_operator.api.words import Cause, CheckpointReason, ConditionType, PendingReason, Phase, StorageReason
 from ddp_operator.decide.conditions import checkpoint_freshness, conditions
 from ddp_operator.decide.facts import ProgressLook
 from ddp_operator.decide.phases import true_phase
@@ -88,11 +88,26 @@ def test_a_new_generation_is_observed():
 
 def test_without_a_reason_the_phase_is_one():
     assert of_type(told(Phase.RUNNING), ConditionType.READY).reason == "Running"
-    assert of_type(told(Phase.PENDING, reason="no word at all"), ConditionType.READY).reason == "NotKnown"
+    assert of_type(told(Phase.PENDING, reason="OfAnotherVersion"), ConditionType.READY).reason == "Pending"
 
 
-def freshness(phase=Phase.RUNNING, now=NOW, **changes):
-    return checkpoint_freshness(a_run(**changes), phase, now)
+def test_what_is_only_reported_stands_in_the_message_of_ready():
+    before = TrainingRunStatus(overdue="NoProgress")
+    assert of_type(told(Phase.RUNNING, before), ConditionType.READY).message == "m; NoProgress is only reported"
+    assert of_type(told(Phase.FAILED, before), ConditionType.READY).message == "m"
+    assert of_type(told(Phase.RUNNING, before), ConditionType.RUNNING).message == "m"
+
+
+def trains_since(at, **changes):
+    return TrainingRunStatus(timing=TimingStatus(running_at=moment(at)), **changes)
+
+
+def freshness(phase=Phase.RUNNING, now=NOW, status=None, **changes):
+    return checkpoint_freshness(a_run(status=status or trains_since(BORN), **changes), phase, now)
+
+
+def a_loss(at, recovered_at):
+    return LedgerEntry(at=moment(at), cause=Cause.EVICTED, recovered_at=None if recovered_at is None else moment(recovered_at))
 
 
 def test_a_young_checkpoint_is_fresh():
@@ -105,10 +120,30 @@ def test_a_checkpoint_is_stale_after_stale_after_of_training():
     assert found.message == "the newest durable step 480 was saved at 2025-06-15T14:55:00Z, more than 10m of training ago"
 
 
-def test_only_the_time_since_these_pods_run_counts():
-    pods = the_pods(started_at=NOW - 500)
-    assert freshness(pods=pods, progress=a_look(a_document(**OLD))).status == "True"
-    assert freshness(pods=pods, progress=a_look(a_document(**OLD)), now=NOW + 101).status == "False"
+def test_only_the_time_since_the_last_pause_counts():
+    resumed, look = trains_since(NOW - 500), a_look(a_document(**OLD))
+    assert freshness(status=resumed, progress=look).status == "True"
+    assert freshness(status=resumed, progress=look, now=NOW + 101).status == "False"
+
+
+def test_what_losses_took_does_not_count_and_what_was_trained_between_them_does():
+    """A worker was lost every 8 minutes: each new pod began the time anew, and it was called fresh for hours."""
+    hours = a_look(a_document(checkpoint_saved_at=NOW - 3600, updated_at=NOW - 1))
+    for took_seconds, status in ((60, "False"), (460, "True")):
+        losses = [a_loss(at, at + took_seconds) for at in range(int(NOW) - 3590, int(NOW) - 480, 480)]
+        known = trains_since(BORN, ledger=losses)
+        assert freshness(status=known, progress=hours, pods=the_pods(started_at=NOW - 100)).status == status
+
+
+def test_a_loss_without_recovery_took_the_time_until_the_next_or_ended_with_a_pause():
+    hours = a_look(a_document(checkpoint_saved_at=NOW - 3600, updated_at=NOW - 1))
+    crash_loop = [a_loss(NOW - 3500, None), a_loss(NOW - 1000, NOW - 550)]
+    assert freshness(status=trains_since(BORN, ledger=crash_loop), progress=hours).status == "False"
+    assert freshness(status=trains_since(BORN, ledger=[*crash_loop, a_loss(NOW - 450, NOW - 300)]), progress=hours).status == "True"
+    open_one = OpenIncident(opened_at=moment(NOW - 3500), last_loss_at=moment(NOW - 3500))
+    assert freshness(status=trains_since(BORN, ledger=crash_loop[:1], incident=open_one), progress=hours).status == "True"
+    paused = trains_since(NOW - 700, ledger=[a_loss(NOW - 3500, None)])
+    assert freshness(status=paused, progress=hours).status == "False"
 
 
 @pytest.mark.parametrize("skew", [-86_400.0, 0.0, 86_400.0])
@@ -121,7 +156,7 @@ def test_a_wrong_clock_in_the_pod_does_no_harm(skew):
 
 def test_a_run_without_any_checkpoint_is_stale_in_the_end():
     nothing = a_look(a_document(checkpoint_step=None))
-    assert freshness(progress=nothing, pods=the_pods(started_at=NOW - 500))[:2] == ("Unknown", "NoCheckpointYet")
+    assert freshness(progress=nothing, status=trains_since(NOW - 500))[:2] == ("Unknown", "NoCheckpointYet")
     assert freshness(progress=nothing)[:2] == ("False", "NoCheckpointYet")
 
 
@@ -129,7 +164,7 @@ def test_what_is_stored_counts_while_node_0_says_nothing():
     from ddp_operator.decide.progress import checkpoint_status
 
     for age, status in ((20, "True"), (700, "False")):
-        stored = TrainingRunStatus(checkpoint=checkpoint_status(a_document(checkpoint_saved_at=NOW - age), NOW))
+        stored = trains_since(BORN, checkpoint=checkpoint_status(a_document(checkpoint_saved_at=NOW - age), NOW))
         assert freshness(progress=ProgressLook(), status=stored).status == status
 
 
@@ -168,5 +203,8 @@ def test_every_run_has_conditions_that_settle_at_once(facts, now):
     first = status.model_copy(update={"conditions": conditions(replace(facts, status=status), now)})
     assert TrainingRunStatus.model_validate_json(first.model_dump_json(by_alias=True)) == first
     assert conditions(replace(facts, status=first), now) == first.conditions
+    closed = {ConditionType.CHECKPOINT_FRESH: {*CheckpointReason}, ConditionType.STORAGE_HEALTHY: {*StorageReason}}
+    for condition in first.conditions:
+        assert condition.reason in closed.get(condition.type, {*Phase, *PendingReason, *Cause})
     assert kstatus(first.observed_generation, first) in {"Current", "InProgress", "Failed"}
     assert (kstatus(first.observed_generation, first) == "Failed") == (truth.phase is Phase.FAILED)

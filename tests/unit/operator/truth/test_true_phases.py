@@ -119,6 +119,13 @@ TABLE = {
         "",
         "node 0 does not answer on port 9400; let the operator reach ddp-demo-master-0",
     ),
+    "never answered for long": (
+        {"progress": ProgressLook(asked_at=NOW - 1, unanswered_since=NOW - 800, error="connection refused")},
+        False,
+        Phase.RUNNING,
+        "",
+        "node 0 does not answer on port 9400; let the operator reach ddp-demo-master-0",
+    ),
     "new node 0, old document": (
         {"pods": but(a_pod("master-0", uid="new", started_at=NOW - 60))},
         True,

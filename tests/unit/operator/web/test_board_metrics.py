@@ -32,7 +32,14 @@ def test_a_run_has_its_numbers():
         "OOMKilled": 1,
         "Preempted": 1,
     }
-    assert of(found, "ddp_claim_used_ratio", namespace="team-a", claim="resnet-checkpoints") == pytest.approx(9 / 20)
+    assert of(found, "ddp_claim_used_ratio", namespace="team-a", claim="resnet-checkpoints") == pytest.approx(0.45)
+
+
+def test_how_full_a_shared_disk_is_has_nothing_to_do_with_the_claim():
+    disk = {"name": "disk", "phase": "Bound", "capacity_bytes": 10 << 30, "used_bytes": 203 << 30, "used_percent": 41}
+    ratio = {"name": "ddp_claim_used_ratio", "namespace": "team-a", "claim": "disk"}
+    assert of(samples([run(claims=[disk | {"volume_bytes": 500 << 30}])]), **ratio) == pytest.approx(203 / 500)
+    assert of(samples([run(claims=[disk])]), **ratio) == 0.41  # as an older operator wrote it
 
 
 def test_every_phase_has_a_count_even_if_it_is_zero():
@@ -42,12 +49,15 @@ def test_every_phase_has_a_count_even_if_it_is_zero():
 
 
 def test_the_process_says_what_it_knows_of_itself():
-    numbers = Numbers(is_leader=True, status_lag_seconds=1.5, api_requests={("get", "200"): 7}, watcher_silent_seconds={"pods": 3.0})
+    numbers = Numbers(
+        is_leader=True, status_lag_seconds=1.5, status_pruned=2, api_requests={("get", "200"): 7}, watcher_silent_seconds={"pods": 3.0}
+    )
     found = samples([], numbers)
     assert of(found, "ddp_operator_is_leader") == 1
     assert of(found, "ddp_operator_status_lag_seconds") == 1.5
     assert of(found, "ddp_operator_api_requests_total", verb="get", code="200") == 7
     assert of(found, "ddp_operator_watcher_silent_seconds", watcher="pods") == 3
+    assert of(found, "ddp_operator_status_pruned_total") == 2
     assert of(found, "process_resident_memory_bytes") > 1e6
 
 

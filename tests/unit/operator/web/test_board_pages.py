@@ -1,5 +1,5 @@
 import pytest
-from board_runs import HOSTILE, NOW, cast, full, hostile, overview_of, progress, remembered, run
+from board_runs import HOSTILE, NOW, cast, condition, entry, full, hostile, overview_of, pod, progress, remembered, run
 from facts_strategies import clocks, run_facts
 from hypothesis import given, settings
 from page_checks import Page
@@ -132,6 +132,44 @@ def test_the_run_page_has_ledger_pods_claims_and_conditions():
         "1m15s ago, 93 MiB, verified",
     ):
         assert words in said, words
+
+
+def test_a_full_volume_is_no_reason_to_say_that_nothing_is_to_be_done():
+    full_volume = run(conditions=[condition("StorageHealthy", "False", "VolumeFull")], claims=[{"name": "ck", "phase": "Bound"}])
+    advice = run_page(full_volume, History(), NOW).advice
+    assert advice.sentence.startswith("The volume has no room for the next checkpoint")
+    assert advice.command == "kubectl -n team-a describe pvc ck"
+    assert "budget" not in run_page(run(), History(), NOW).advice.sentence
+    assert "used up, which is only reported" in run_page(run(overdue="RestartBudgetUsedUp"), History(), NOW).advice.sentence
+
+
+def test_the_pod_that_waits_is_shown_and_not_one_that_came_back_weeks_ago():
+    waits = pod("worker-2", phase="Pending", node="", unscheduled_reason="Unschedulable")
+    old = entry(2_000_000, "NodeLost", 60, pod="resnet-7f3a91-master-0")
+    waiting = run("resnet", Phase.PENDING, reason="Unschedulable", pods=[pod("master-0"), waits], ledger=[old])
+    assert run_page(waiting, History(), NOW).advice.command == "kubectl -n team-a describe pod resnet-7f3a91-worker-2"
+
+
+def test_how_full_a_volume_is_counts_on_the_volume_and_not_on_the_claim():
+    claims = [
+        {
+            "name": "disk",
+            "phase": "Bound",
+            "capacity_bytes": 10 << 30,
+            "used_bytes": 200 << 30,
+            "used_percent": 40,
+            "volume_bytes": 500 << 30,
+        },
+        {"name": "own", "phase": "Bound", "capacity_bytes": 10 << 30, "used_bytes": 5 << 30, "used_percent": 51, "volume_bytes": 9 << 30},
+        {"name": "old", "phase": "Bound", "capacity_bytes": 10 << 30, "used_bytes": 5 << 30, "used_percent": 50},
+        {"name": "data", "phase": "Bound", "capacity_bytes": 10 << 30},
+    ]
+    assert [claim.room for claim in run_page(run(claims=claims), History(), NOW).claims] == [
+        "200 GiB of a 500 GiB volume used, claim 10 GiB",
+        "5 GiB of 9 GiB used",
+        "5 GiB of 10 GiB used",
+        "10 GiB, use not known",
+    ]
 
 
 def test_pods_stand_in_the_order_of_their_indices():
