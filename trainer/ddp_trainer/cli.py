@@ -14,7 +14,9 @@ if os.getpid() == 1:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
 
 import contextlib
+import io
 import json
+import re
 import shutil
 import sys
 from importlib.metadata import EntryPoint, entry_points
@@ -26,7 +28,8 @@ from typer.core import TyperGroup
 
 from ddp_trainer import config as configuration
 from ddp_trainer.config import RunConfig
-from ddp_trainer.errors import CONFIG_ERROR, DATA_ERROR, ConfigError, DdpError
+from ddp_trainer.config.operation import RUN_NAME
+from ddp_trainer.errors import CONFIG_ERROR, DATA_ERROR, USER_ERROR, ConfigError, DataError, DdpError
 
 BROUGHT = "ddp.commands"
 """The entry-point group by which other parts of the distribution add words to `ddp`: a function each, as one would give to typer."""
@@ -167,9 +170,22 @@ def show(file: Annotated[Path | None, typer.Argument()] = None, settings: Settin
 
 
 @config_app.command()
-def schema() -> None:
-    """Print the JSON schema of a run configuration."""
-    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+def schema(
+    file: Annotated[Path | None, typer.Argument(help="Write it there, where nothing may be yet.", show_default="print it")] = None,
+) -> None:
+    """Print the JSON schema of a run configuration, or write it to FILE."""
+    text = json.dumps(RunConfig.model_json_schema(), indent=2)
+    if file is None:
+        typer.echo(text)
+        return
+    try:
+        with file.open("x", encoding="utf-8") as new:
+            new.write(f"{text}\n")
+    except FileExistsError:  # check and show read their FILE: whoever gives a configuration here as well must not lose it
+        raise ConfigError(f"{file} exists, and the schema would overwrite it; remove it, or give another file") from None
+    except OSError as error:
+        raise DataError(f"the schema cannot be written to {file}: {error.strerror}; give another file") from None
+    typer.echo(file)
 
 
 @checkpoints_app.command("list")
@@ -224,6 +240,11 @@ def _load(file: Path | None, settings: list[str] | None, run_dir: Path | None, w
         extra.append(f"distributed.nodes={workers}")
     if run_dir is not None:
         where = run_dir.absolute()
+        if not re.fullmatch(RUN_NAME, where.name):
+            raise ConfigError(
+                f"--run-dir {run_dir}: its last part is the run's name, and {where.name!r} cannot be one; "
+                f"use letters, digits, '_', '-' and '.', such as runs/my-run"
+            )
         extra += [f"run.root={json.dumps(str(where.parent))}", f"run.name={json.dumps(where.name)}"]
     return configuration.load(file, extra, os.environ)
 
@@ -239,10 +260,21 @@ def main() -> None:
         _fail(f"the trainer needs Linux, whose kernel ties its processes together, but here is {sys.platform}; use a container", 2)
     os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:2")  # torch's store looks up its peers' names: a lost answer costs 1 s, not 5
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each lost store connection prints a page of C++ frames
+    if sys.stdout is None:  # as after >&-
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # until the end
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: a path need not be text
     try:
         code: Any = app(standalone_mode=False)
+        sys.stdout.flush()  # here, since at the interpreter's end a full disk would be a traceback
     except DdpError as error:
         _fail(str(error), error.exit.code)
+    except BrokenPipeError:
+        _gave_up_output()
+        sys.exit(USER_ERROR.code)  # without a word, as typer does: who reads the output has seen enough
+    except OSError as error:
+        where = error.filename or ("standard output" if _gave_up_output() else "")
+        _fail(f"{f'{where}: ' if where else ''}{error.strerror or error}; mend that, or give another path", DATA_ERROR.code)
     except typer.Abort:
         _fail("interrupted", 130)
     except Exception as error:
@@ -250,6 +282,17 @@ def main() -> None:
             raise
         _fail(f"{error.format_message()} (see --help)", CONFIG_ERROR.code)  # click's own: a wrong command line
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _gave_up_output() -> bool:
+    """Whether nothing can be written to standard output, not even a line's end: then it is closed, else leaving would fail with 120."""
+    try:
+        print(flush=True)  # noqa: T201  # the command line's voice
+    except OSError:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        return True
+    return False
 
 
 def _fail(message: str, code: int) -> None:

@@ -10,6 +10,12 @@ import yaml
 from ddp_trainer.config import RunConfig, keys_said, load
 from ddp_trainer.errors import ConfigError
 
+MANY_DIGITS = "9" * 5_000
+
+
+def deep(levels):
+    return "[" * levels + "]" * levels
+
 
 def written(tmp_path, document, name="run.json"):
     path = tmp_path / name
@@ -127,8 +133,9 @@ def test_yaml_that_refers_to_itself_is_refused_and_not_followed_for_ever(tmp_pat
         load(path)
 
 
-def test_text_that_yaml_cannot_read_is_taken_as_it_stands():
-    assert load(None, ["data.source=[unclosed"]).data.source == "[unclosed"
+@pytest.mark.parametrize("text", ["[unclosed", "!!int x", '{"a": 1, "a": 2}', "{a: 1, a: 2}", "9" * 5_000, "[" * 2_000, "caf\udce9"])
+def test_text_that_nobody_can_read_is_taken_as_it_stands(text):
+    assert load(None, [f"data.source={text}"]).data.source == text
 
 
 def test_the_options_of_a_users_task_are_free():
@@ -214,6 +221,18 @@ def test_an_unknown_key_is_refused_and_the_known_ones_are_named(settings, words)
         ("distributed.peer_timeout_seconds=.inf", ["distributed.peer_timeout_seconds", "finite"]),
         ("optim.lr=NaN", ["optim.lr", "finite"]),
         ("optim=3", ["optim"]),
+        ("optim.lr=!!int x", ["optim.lr", "'!!int x'"]),
+        ("optim.lr=!!timestamp x", ["optim.lr", "'!!timestamp x'"]),
+        (f"optim.lr={MANY_DIGITS}", ["optim.lr", "'9999", "...9999"]),
+        (f"data.global_batch=0x{MANY_DIGITS}", ["data.global_batch", "'0x99"]),
+        (f"optim.lr={deep(900)}", ["optim.lr", "[[[["]),
+        (f"optim.lr={deep(100_000)}", ["optim.lr", "'[[[["]),
+        (f"task.options.x={deep(100)}", ["task.options", "more than 100"]),
+        ('task.options.x="\\ud800"', ["task.options", "surrogates not allowed"]),
+        ('run.root="a\\u0000b"', ["run.root", r"'\x00'", "leave it out"]),
+        ('run.root="a\\ud800b"', ["run.root", r"'\ud800'", "leave it out"]),
+        ('optim={"lr": 1, "lr": 2}', ["--set optim:", "'lr' is given twice"]),
+        ("optim={lr: 1, lr: 2}", ["--set optim:", "'lr' is given twice"]),
     ],
 )
 def test_a_wrong_value_is_reported_with_its_key_the_reason_and_what_was_given(setting, words):
@@ -221,6 +240,7 @@ def test_a_wrong_value_is_reported_with_its_key_the_reason_and_what_was_given(se
         load(None, [setting])
     assert all(word in str(error.value) for word in words)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600  # a sentence, whatever was given
 
 
 def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path):
@@ -254,6 +274,23 @@ def test_what_the_user_gave_a_value_for_is_known_by_key():
         ("run.yaml", b"just words", "holds a str, not a mapping"),
         ("run.json", b"\xff\xfe{\x00}", "is not text in UTF-8"),
         ("run.yaml", b"\xff\xfe\xff", "is not text in UTF-8"),
+        ("run.json", b'{"optim": {"lr": 1, "lr": 2}}', "the key 'lr' is given twice"),
+        ("run.yaml", b"optim: {lr: 1, momentum: 0, lr: 2}", "the key 'lr' is given twice"),
+        ("run.yaml", b"data: {}\noptim: {}\ndata: {}", "the key 'data' is given twice"),
+        ("run.json", f'{{"optim": {{"lr": {MANY_DIGITS}}}}}'.encode(), "a whole number of 5,000 digits is too long"),
+        ("run.yaml", f"optim: {{lr: {MANY_DIGITS}}}".encode(), "cannot be read as int .*line 1, column 13"),
+        ("run.yaml", f"optim: {{lr: 0x{MANY_DIGITS}}}".encode(), "cannot be read as int"),
+        ("run.json", f'{{"optim": {{"lr": {deep(100_000)}}}}}'.encode(), "is nested too deeply"),
+        ("run.yaml", f"optim: {{lr: {deep(2_000)}}}".encode(), "is nested too deeply"),
+        ("run.json", f'{{"task": {{"options": {{"x": {deep(300)}}}}}}}'.encode(), "task.options: more than 100"),
+        ("run.yaml", b"task: {options: &a {x: *a}}", "task.options: more than 100 .* or one within itself"),
+        ("run.yaml", b"optim:\n  lr: !!int abc", "'abc' cannot be read as int in .*line 2, column 7"),
+        ("run.yaml", b"optim: {lr: !!int [1]}", "expected a scalar node"),
+        ("run.yaml", b"optim: {lr: !!float abc}", "'abc' cannot be read as float"),
+        ("run.yaml", b"optim: {lr: !!float ''}", "'' cannot be read as float"),
+        ("run.yaml", b"data: {flip: !!bool abc}", "'abc' cannot be read as bool"),
+        ("run.yaml", b"optim: {lr: !!timestamp abc}", "the tag '.*timestamp'"),
+        ("run.yaml", b"task: {options: {x: !!binary gIGC}}", "the tag '.*binary'"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_named(tmp_path, name, content, words):
@@ -263,6 +300,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, name, content, words
         load(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600
 
 
 def test_a_missing_file_is_named(tmp_path):

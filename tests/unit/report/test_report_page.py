@@ -197,6 +197,25 @@ def test_target_that_cannot_be_written_is_named(finished_run, tmp_path):
         write_report(finished_run, tmp_path / "gone" / "report.html")
 
 
+def test_target_whose_name_is_too_long_is_named(finished_run, tmp_path):
+    with pytest.raises(DataError, match=r"cannot write the report .*x\.html: File name too long"):
+        write_report(finished_run, tmp_path / ("x" * 300 + ".html"))
+
+
+def test_directory_whose_name_is_too_long_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"run directory .*xxx cannot be read: File name too long"):
+        write_report(tmp_path / ("x" * 300))
+
+
+def test_half_a_character_in_the_files_is_shown_as_its_number(tmp_path):
+    run_dir = write_run(tmp_path / "demo", message="lost \ud800 half")
+    JsonLines(run_dir / "metrics.jsonl").append({"kind": "train", "step": 400, "time": 1_760_000_500.0, "loss": "\ud801", "\ud802": 1})
+    (run_dir / "config.json").write_text(json.dumps({"run": {"name": "a\ud803b"}}))
+    words = Page(write_report(run_dir).read_text(encoding="utf-8")).words
+    assert r"lost \ud800 half" in words
+    assert r"a\ud803b" in words
+
+
 def test_without_plotly_the_error_says_what_to_install(finished_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(ConfigError, match=r"pip install 'ddp-operator\[report\]'"):

@@ -133,8 +133,8 @@ def read_manifest(folder: Path) -> Manifest:
 def _assert_version(folder: Path, text: bytes) -> None:
     try:
         version = json.loads(text)["format_version"]
-    except (ValueError, KeyError, TypeError):
-        return  # torn: pydantic says what is wrong
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return  # torn, or nested without end: pydantic says what is wrong
     if isinstance(version, int) and version != FORMAT_VERSION:
         raise OtherFormatError(
             f"{folder} is of format version {version} and this program reads {FORMAT_VERSION}; "

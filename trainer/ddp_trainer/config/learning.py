@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import to_json
 
 from ddp_trainer.config.section import NonNegative, Positive, Section
+
+MOST_LEVELS = 100
+"""Of lists and mappings within each other: every manifest repeats the options, and pydantic reads JSON of at most 200 levels."""
 
 
 class TaskSection(Section):
@@ -16,6 +20,19 @@ class TaskSection(Section):
     """A built-in task (cifar10, imagefolder) or your own as `package.module:name`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Handed to your own task unchanged; the built-in tasks take none."""
+
+    @field_validator("options")
+    @classmethod
+    def _can_be_read_again(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if _is_deeper(options, MOST_LEVELS):
+            raise ValueError(f"more than {MOST_LEVELS} lists and mappings lie within each other, or one within itself; make them flatter")
+        to_json(options)  # raises a ValueError where it cannot
+        return options
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return parts is not None and (levels == 0 or any(_is_deeper(part, levels - 1) for part in parts))
 
 
 class DataSection(Section):

@@ -8,11 +8,14 @@ from pydantic import Field, model_validator
 
 from ddp_trainer.config.section import NonNegative, Positive, Seconds, Section
 
+RUN_NAME = r"^[A-Za-z0-9_]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_])?$"
+"""What a run may be called: a folder's name, and a part of names on a cluster."""
+
 
 class RunSection(Section):
     """Which run this is, and where its directory lies."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_])?$")] = "run"
+    name: Annotated[str, Field(pattern=RUN_NAME)] = "run"
     """The run's name: a folder below `root`, and on Kubernetes the release's name. Letters, digits, '_', '-' and '.'."""
     root: str = "runs"
     """Where run directories live; on a cluster the checkpoint volume's mount point."""

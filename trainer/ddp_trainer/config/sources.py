@@ -5,7 +5,6 @@ Nothing is validated here. The schema is asked only for how a text is to be read
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel
 
-from ddp_trainer.config.values import below, read_value, read_yaml
+from ddp_trainer.config.values import RepeatedKeyError, below, read_json, read_value, read_yaml
 from ddp_trainer.errors import ConfigError
 
 ENV_PREFIX = "DDP__"
@@ -42,10 +41,12 @@ def read_file(path: Path, schema: type[BaseModel]) -> dict[str, Any]:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; give an existing file with --config") from None
     except UnicodeDecodeError:
         raise ConfigError(f"the configuration {path} is not text in UTF-8; save it as such, or give another file with --config") from None
+    is_json = path.suffix == ".json"
     try:
-        raw = json.loads(text) if path.suffix == ".json" else read_yaml(text, schema)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {' '.join(str(error).split())}") from None
+        raw = read_json(text) if is_json else read_yaml(text, schema)
+    except (ValueError, yaml.YAMLError, RepeatedKeyError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise ConfigError(f"{path} is not valid {'JSON' if is_json else 'YAML'}: {reason}") from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -69,8 +70,12 @@ def of_settings(settings: Iterable[str]) -> list[Given[str]]:
 
 
 def typed(source: Iterable[Given[str]], schema: type[BaseModel]) -> list[Given[Any]]:
-    """The texts of a source, read as `schema` says."""
-    return [(key, read_value(text, _kind(key, schema)), origin) for key, text, origin in source]
+    """The texts of a source, read as `schema` says.
+
+    Raises:
+        ConfigError: a section among them gives a key twice.
+    """
+    return [(key, _typed(text, _kind(key, schema), origin), origin) for key, text, origin in source]
 
 
 def lay_over(raw: dict[str, Any], source: Iterable[Given[Any]]) -> None:
@@ -97,6 +102,13 @@ def _split(setting: str) -> tuple[str, str]:
     if not separator or not key.strip():
         raise ConfigError(f"--set {setting!r} is not of the form key.path=value, such as --set optim.lr=0.1")
     return key.strip(), text
+
+
+def _typed(text: str, kind: Any, origin: str) -> Any:
+    try:
+        return read_value(text, kind)
+    except RepeatedKeyError as error:
+        raise ConfigError(f"{origin}: {error}") from None
 
 
 def _kind(key: str, schema: type[BaseModel]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -10,6 +11,9 @@ from pydantic import BaseModel, ValidationError
 from ddp_trainer.errors import ConfigError
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
+_shortened = reprlib.Repr()
+"""What was given, in a sentence: neither a file of digits nor one of brackets."""
+_shortened.maxstring = _shortened.maxlong = _shortened.maxother = 100
 
 
 def validated(schema: type[_Schema], raw: Mapping[str, Any], origin: str) -> _Schema:
@@ -33,7 +37,7 @@ def _sentence(schema: type[BaseModel], item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key}: {message[0].lower()}{message[1:]} (got {item['input']!r})"
+    return f"{key}: {message[0].lower()}{message[1:]} (got {_shortened.repr(item['input'])})"
 
 
 def _known_keys(section: type[BaseModel], path: list[str]) -> list[str]:

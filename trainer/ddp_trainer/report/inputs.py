@@ -42,11 +42,24 @@ def read_inputs(run_dir: Path) -> Inputs:
     Raises:
         DataError: `run_dir` is not a directory, cannot be read, or holds nothing of a run.
     """
-    if not run_dir.is_dir():
-        raise DataError(f"there is no run directory {run_dir}; give one that a run has written, such as runs/demo")
+    try:
+        if not run_dir.is_dir():
+            raise DataError(f"there is no run directory {run_dir}; give one that a run has written, such as runs/demo")
+        inputs = _inputs(run_dir)
+    except OSError as error:
+        raise DataError(f"the run directory {run_dir} cannot be read: {error.strerror}; give one that can be") from None
+    if not (inputs.config or inputs.events or inputs.metrics or inputs.progress or inputs.evaluation):
+        raise DataError(
+            f"{run_dir} holds no readable config.json, events.jsonl, metrics.jsonl or progress.json, so there is nothing to report; "
+            "give the directory of a run, such as runs/demo"
+        )
+    return inputs
+
+
+def _inputs(run_dir: Path) -> Inputs:
     problems: list[str] = []
     manifest = _newest_manifest(run_dir)
-    inputs = Inputs(
+    return Inputs(
         name=run_dir.resolve().name,
         config=_document(run_dir / "config.json", problems),
         config_hash=_hash(run_dir, manifest),
@@ -57,12 +70,6 @@ def read_inputs(run_dir: Path) -> Inputs:
         manifest=manifest,
         problems=tuple(problems),
     )
-    if not (inputs.config or inputs.events or inputs.metrics or inputs.progress or inputs.evaluation):
-        raise DataError(
-            f"{run_dir} holds no readable config.json, events.jsonl, metrics.jsonl or progress.json, so there is nothing to report; "
-            "give the directory of a run, such as runs/demo"
-        )
-    return inputs
 
 
 def _document(path: Path, problems: list[str]) -> Record | None:

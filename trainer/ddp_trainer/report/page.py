@@ -11,6 +11,7 @@ page says where it was cut.
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import os
@@ -59,10 +60,11 @@ def write_report(run_dir: Path, destination: Path | None = None) -> Path:
     html = render(run_dir)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(html, encoding="utf-8", errors="backslashreplace")  # a message may hold half a character
         temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a volume that is read-only refuses even to remove nothing
+            temporary.unlink(missing_ok=True)
         raise DataError(f"cannot write the report {target}: {error.strerror}; give another file that can be written") from error
     return target
 
