@@ -83,8 +83,14 @@ def smoke():
 
 
 @pytest.fixture
+def quick(smoke):
+    """The same with a small network, for runs that nobody disturbs."""
+    return (*smoke, "--set", "task.name=small_network:QuickNetwork")
+
+
+@pytest.fixture
 def small(smoke):
-    """The same with a small network, for runs that are disturbed in the middle; see `small_network`."""
+    """A small network that takes its time, for runs that are disturbed in the middle; see `small_network`."""
     return (*smoke, "--set", "task.name=small_network:SmallNetwork")
 
 

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import fsspec
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "unit" / "checkpoint"))
@@ -38,8 +39,6 @@ def home(request, tmp_path):
     if request.param == "folder":
         return f"file://{tmp_path}/home/run"
     request.getfixturevalue("s3_environment")
-    import s3fs
-
     bucket = f"bucket-{abs(hash(str(tmp_path)))}"
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket)
+    fsspec.filesystem("s3", use_listings_cache=False).mkdir(bucket)
     return f"s3://{bucket}/run"

@@ -42,8 +42,8 @@ def copy(mirror, store, *steps):
 
 
 def at(home):
-    """The file system of a URL as anybody sees it, and the path."""
-    return fsspec.core.url_to_fs(home, skip_instance_cache=True, use_listings_cache=False)
+    """The file system of a URL as anybody sees it, and the path. One client for all tests, slow to make; mirrors have their own."""
+    return fsspec.core.url_to_fs(home, use_listings_cache=False)
 
 
 def steps_in(home):

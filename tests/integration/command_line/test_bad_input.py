@@ -89,12 +89,12 @@ def test_a_port_in_use_is_named(ddp, smoke):
         assert_sentence(ddp(*smoke, "--set", f"telemetry.port={port}"), 2, [f"port {port}", "telemetry.port"])
 
 
-def test_a_run_directory_of_another_configuration_says_which_keys_differ(ddp, small, tmp_path):
+def test_a_run_directory_of_another_configuration_says_which_keys_differ(ddp, quick, tmp_path):
     home = tmp_path / "run"
-    assert ddp(*small, "--set", "optim.max_steps=2", run_dir=home).wait() == 0
+    assert ddp(*quick, "--set", "optim.max_steps=2", run_dir=home).wait() == 0
     other = ("--set", "optim.max_steps=3", "--set", "run.seed=7")
-    assert_sentence(ddp(*small, *other, run_dir=home), 3, ["seed: 0 -> 7", "run.resume=force"])
-    forced = ddp(*small, *other, "--set", "run.resume=force", run_dir=home)
+    assert_sentence(ddp(*quick, *other, run_dir=home), 3, ["seed: 0 -> 7", "run.resume=force"])
+    forced = ddp(*quick, *other, "--set", "run.resume=force", run_dir=home)
     assert forced.wait() == 0, forced.output
     assert forced.of_kind("resume")[-1]["step"] == 2
 

@@ -4,13 +4,11 @@ import os
 import signal
 import time
 
-from runs import PATIENCE_SECONDS, REPOSITORY, is_alive
-
-SMALL = ("--config", REPOSITORY / "configs" / "smoke.json", "--set", "precision.dtype=fp32", "--set", "optim.lr=0.02")
+from runs import PATIENCE_SECONDS, is_alive
 
 
-def test_the_demo_loses_a_worker_recovers_and_says_what_was_seen(ddp):
-    run = ddp("demo", *SMALL, "--set", "optim.max_steps=16", "--set", "telemetry.eval_every_epochs=0.1")
+def test_the_demo_loses_a_worker_recovers_and_says_what_was_seen(ddp, small):
+    run = ddp("demo", *small[1:], "--set", "optim.max_steps=16", "--set", "telemetry.eval_every_epochs=0.1")
     assert run.wait() == 0, run.output
     told = run.output
     assert "2 workers train resnet18 on 5,000 images (sample)" in told
@@ -24,8 +22,8 @@ def test_the_demo_loses_a_worker_recovers_and_says_what_was_seen(ddp):
     assert (run.run_dir / "report.html").stat().st_size > 100_000
 
 
-def test_a_lost_fork_server_of_the_supervisor_is_a_sentence_and_leaves_nothing(ddp, smoke):
-    run = ddp(*smoke, "--set", "optim.max_steps=1000")
+def test_a_lost_fork_server_of_the_supervisor_is_a_sentence_and_leaves_nothing(ddp, small):
+    run = ddp(*small, "--set", "optim.max_steps=1000")
     run.trained_to(1)
     tree = run.processes()
     os.kill(run.pids("nursery")[0], signal.SIGKILL)

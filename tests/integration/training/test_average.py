@@ -12,12 +12,12 @@ STEPS = 20
 
 
 @pytest.fixture
-def averaged(ddp, small):
+def averaged(ddp):
     """Four ranks: at two, another order of summation could not show."""
 
-    def start():
+    def start(arguments):
         settings = ("optim.ema_decay=0.9", f"optim.max_steps={STEPS}")
-        return ddp(*small, "--workers", 4, *(part for setting in settings for part in ("--set", setting)))
+        return ddp(*arguments, "--workers", 4, *(part for setting in settings for part in ("--set", setting)))
 
     return start
 
@@ -35,10 +35,10 @@ def evaluation(run):
     return {name: value for name, value in line.items() if name not in {"time", "seconds", "attempt"}}
 
 
-def test_average_parameters_and_evaluation_survive_a_kill_bit_for_bit(averaged):
-    undisturbed = averaged()
+def test_average_parameters_and_evaluation_survive_a_kill_bit_for_bit(averaged, quick, small):
+    undisturbed = averaged(quick)
     assert undisturbed.wait() == 0, undisturbed.output
-    run = averaged()
+    run = averaged(small)
     run.trained_to(7)
     os.kill(run.pids("rank")[2], signal.SIGKILL)
     assert run.wait() == 0, run.output
