@@ -60,7 +60,7 @@ class StampedDataset:
         return StampedDataset(self.dataset.to(device), self.stamps)
 
     def batch(self, indices: Tensor, epochs: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Note that a step begins. The pass that settles DDP's buckets at a first start takes the first samples as they lie, and is none."""
+        """Note that a step begins. What settles DDP's buckets at a first start takes the first samples in their order, and is none."""
         is_thrown_away = torch.equal(indices, torch.arange(len(indices)))
         if self.stamps.batches < NOTED_BATCHES and not is_thrown_away:
             self.stamps.note("batch")

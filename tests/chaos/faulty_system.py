@@ -5,6 +5,7 @@ The plan stands in $CHAOS (JSON), all of it optional:
     kill_whole             ... and with it the whole gang, as a lost machine would end it
     skip                   it is passed so many times before that
     fsync_fails            errno: in the writer every fsync fails with it as long as the file `fault_while` exists
+    listing_fails          errno: in ranks listing the checkpoints fails with it as long as the file `fault_while` exists
     kill_in_snapshot       [rank, n]: that rank is killed when its n-th snapshot in memory is half written, once
     once                   a file that exists once the kill has happened
     clock_back             a file: while it exists, time.time() says an hour less
@@ -58,6 +59,8 @@ def install(plan: dict[str, Any], supervisor: int) -> None:
         _kill_before(plan, supervisor)
     if "fsync_fails" in plan:
         _fail_fsync(plan["fsync_fails"], plan["fault_while"])
+    if "listing_fails" in plan:
+        _fail_listing(plan["listing_fails"], plan["fault_while"])
     if "kill_in_snapshot" in plan:
         _kill_in_snapshot(*plan["kill_in_snapshot"], Path(plan["once"]))
 
@@ -121,6 +124,17 @@ def _fail_fsync(number: int, while_there: str) -> None:
         fsync(descriptor)
 
     os.fsync = faulty  # type: ignore[assignment]
+
+
+def _fail_listing(number: int, while_there: str) -> None:
+    scandir = os.scandir
+
+    def faulty(path: Any = ".") -> Any:
+        if str(path).endswith("checkpoints") and Path(while_there).exists() and command().startswith("ddp-rank-"):
+            raise OSError(number, os.strerror(number))
+        return scandir(path)
+
+    os.scandir = faulty  # type: ignore[assignment]
 
 
 def _kill_in_snapshot(rank: int, n: int, once: Path) -> None:

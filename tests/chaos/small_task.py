@@ -117,8 +117,6 @@ class Places:
         self._samples = samples
         self._config = config
         self._log = log.open("a", buffering=1) if log else None
-        # a gang of several ranks begins with a batch that is thrown away
-        self._ignored = int(int(os.environ["WORLD_SIZE"]) > 1)
         self.step: int | None = None
 
     @property
@@ -136,9 +134,8 @@ class Places:
         return self._samples.picture(index)
 
     def batch(self, indices: torch.Tensor, epochs: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        if epochs is not None and self._ignored:
-            self._ignored -= 1
-        elif epochs is not None:
+        # a gang that does not know its gradients' order begins with a batch that is thrown away: the first samples, in no random order
+        if epochs is not None and indices.tolist() != list(range(len(indices))):
             size, seed = len(self._samples), self._config.run.seed
             stream = [e * size + int(_places(seed, e, size)[i]) for e, i in zip(epochs.tolist(), indices.tolist(), strict=True)]
             self.step = stream[0] // self._config.data.global_batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,14 +95,36 @@ def all_bad(drill: Drill) -> Iterator[Row]:
     home, _ = _lost_gang(drill)
     for folder in (home / "checkpoints").glob("step-*"):
         flip(folder)
-    again = drill.start(run_dir=home)
-    code = again.wait()
-    sight.fact(f"exit {code}", code == DATA_ERROR)
+    for start in ("first", "second"):  # which finds no checkpoint any more
+        again = drill.start(run_dir=home)
+        code = again.wait()
+        sight.fact(f"{start} start: exit {code}", code == DATA_ERROR)
     line = again.output.strip().splitlines()[-1]
     sight.fact(line[-300:], "verif" in again.output and "quarantine" in again.output)
     kept = list((home / "checkpoints" / "quarantine").glob("step-*"))
     sight.fact(f"{len(kept)} kept for post-mortem", kept)
-    yield sight.row("one bit flipped in every checkpoint", f"exit {DATA_ERROR} with a sentence that says what to do")
+    yield sight.row("one bit flipped in every checkpoint", f"exit {DATA_ERROR} at every start, with a sentence that says what to do")
+
+
+def unreadable(drill: Drill) -> Iterator[Row]:
+    """A volume that cannot be listed says nothing about what lies there: nothing is moved, and nobody begins anew."""
+    reference, sight = drill.undisturbed(), Sight()
+    home, newest = _lost_gang(drill)
+    fails = drill.new_folder("fails")
+    fails.touch()
+    refused = drill.start(run_dir=home, plan={"listing_fails": errno.EIO, "fault_while": str(fails)})
+    code = refused.wait()
+    sight.fact(f"first start: exit {code}", code == DATA_ERROR)
+    sight.fact(refused.output.strip().splitlines()[-1][-300:], "cannot be read" in refused.output)
+    fails.unlink()
+    since = time.time()
+    again = drill.start(run_dir=home)
+    again.wait()
+    ended(again, sight, reference)
+    resumes = [event["step"] for event in again.of_kind("resume")]
+    sight.fact(f"resumed at {resumes}", resumes == [newest])
+    expected = f"exit {DATA_ERROR} after some tries; the next start goes on to the undisturbed bits"
+    yield sight.row("listing the checkpoints fails (EIO)", expected, recovery_seconds(again, since), lost_steps(again))
 
 
 def _lost_gang(drill: Drill) -> tuple[Path, int]:
@@ -132,4 +155,4 @@ def taken_over(drill: Drill) -> Iterator[Row]:
     yield goes_on(drill, fault, disturb, causes=("peer_loss",), plan={"step_seconds": 0.1}, check=left)
 
 
-CASES = (damaged, flipped, no_latest, all_bad, taken_over)
+CASES = (damaged, flipped, no_latest, all_bad, unreadable, taken_over)

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 
-from drill import Drill
+from drill import STEPS, Drill
 from outcome import pid_of
 from runs import Run
 from table import Row, Sight
@@ -61,6 +61,14 @@ def stopped_agent(drill: Drill) -> Iterator[Row]:
         os.kill(agent, signal.SIGCONT)
 
     yield goes_on(drill, f"SIGSTOP of agent 2 for {AGENT_STOPPED_STEPS} steps", disturb, causes=(), lost_at_most=0)
+
+
+def frozen_agent(drill: Drill) -> Iterator[Row]:
+    """SIGSTOP of an agent for good, late in the run: its ranks get to the end, and the end waits for it with a bound."""
+    freeze, settings = kill("ddp-agent-2", signum=signal.SIGSTOP), {"distributed.peer_timeout_seconds": 3}
+    yield goes_on(
+        drill, "SIGSTOP of agent 2 near the end, for good", freeze, causes=(), lost_at_most=0, at_step=STEPS - 10, settings=settings
+    )
 
 
 def stopped_first_agent(drill: Drill) -> Iterator[Row]:
@@ -130,4 +138,13 @@ def pulses(drill: Drill) -> Iterator[Row]:
     yield sight.row(f"SIGSTOP of rank 3 for 0.5 s, {PULSES} times", "ends with the undisturbed bits; no fault noted", None, 0)
 
 
-CASES = (stopped_rank, stopped_rank_quickly, stopped_agent, stopped_first_agent, stopped_agent_and_dead_rank, slow_machine, pulses)
+CASES = (
+    stopped_rank,
+    stopped_rank_quickly,
+    stopped_agent,
+    frozen_agent,
+    stopped_first_agent,
+    stopped_agent_and_dead_rank,
+    slow_machine,
+    pulses,
+)

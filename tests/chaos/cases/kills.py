@@ -104,11 +104,12 @@ def agent_0(drill: Drill) -> Iterator[Row]:
 
 def fork_server(drill: Drill) -> Iterator[Row]:
     """The process that ranks are forked from; its agent cannot go on without it."""
+    for node, cause in ((1, "peer_loss"), (0, "crash")):  # node 0's agent has the diary, and says itself what it was
 
-    def disturb(run: Run) -> None:
-        os.kill(next(pid for pid in run.pids("zygote") if command(pid) == "ddp-agent-1"), signal.SIGKILL)
+        def disturb(run: Run, name: str = f"ddp-agent-{node}") -> None:
+            os.kill(next(pid for pid in run.pids("zygote") if command(pid) == name), signal.SIGKILL)
 
-    yield goes_on(drill, "SIGKILL of node 1's fork server", disturb, causes=("peer_loss",))
+        yield goes_on(drill, f"SIGKILL of node {node}'s fork server", disturb, causes=(cause,))
 
 
 def writer(drill: Drill) -> Iterator[Row]:

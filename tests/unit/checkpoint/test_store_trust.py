@@ -281,6 +281,25 @@ def test_a_hiccup_of_the_volume_is_waited_out(store, save, holds, failing_reads)
     assert holds(store.load_newest(), 1)
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_folder_that_cannot_be_listed_is_no_empty_one_and_is_tried_again(store, save, monkeypatch, number):
+    save(store, 1)
+    monkeypatch.setattr(loading, "READ_PAUSE_SECONDS", 0.0)
+    real, failing = os.scandir, []
+
+    def scandir(path):
+        if failing.pop() if failing else False:
+            raise OSError(number, os.strerror(number))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    failing[:] = [True] * (loading.READ_ATTEMPTS - 1)
+    assert store.steps() == [1]
+    failing[:] = [True] * loading.READ_ATTEMPTS
+    with pytest.raises(DataError, match=r"checkpoints.* cannot be read"):
+        store.steps()
+
+
 def test_a_volume_that_cannot_be_read_costs_no_checkpoint(store, save, holds, failing_reads):
     for step in (1, 2, 3):
         save(store, step)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 
 import pytest
 
+from ddp_trainer.checkpoint.manifest import folder_name
+from ddp_trainer.config import FaultToleranceSection
+from ddp_trainer.errors import DATA_ERROR, FINISHED, HANG, PREEMPTED
 from ddp_trainer.resilience.chronicle import LEDGER_FILE, Chronicle
-from ddp_trainer.resilience.fault import REJOIN
-from ddp_trainer.resilience.verdict import Record
+from ddp_trainer.resilience.fault import REJOIN, Fault
+from ddp_trainer.resilience.verdict import Record, judge
 from ddp_trainer.telemetry.node import PROGRESS_FILE
 from ddp_trainer.telemetry.progress import compose
 
@@ -37,6 +41,14 @@ def successor(chronicle):
     return Chronicle("run", 0, 4, chronicle.path, clock=chronicle.clock)
 
 
+def on_disk(chronicle, *steps):
+    """Exactly these checkpoints are there."""
+    folder = chronicle.path.parent / "checkpoints"
+    shutil.rmtree(folder, ignore_errors=True)
+    for step in steps:
+        (folder / folder_name(step)).mkdir(parents=True)
+
+
 def look(chronicle, clock, seconds, phase="training", step=0, step_seconds=1.0, durable=0, resumed=None):
     """Time passes, then the agent looks at its first rank, and at what the background writer said."""
     clock.now += seconds
@@ -56,6 +68,7 @@ def recover(chronicle, clock, resumed, cause="crash", step=None):
 
 
 def test_everything_counted_comes_back_to_the_next_agent(chronicle, clock):
+    on_disk(chronicle, 5)
     chronicle.begin_attempt(3)
     look(chronicle, clock, 0)
     look(chronicle, clock, 10, step=9, durable=5)
@@ -75,7 +88,7 @@ def test_everything_counted_comes_back_to_the_next_agent(chronicle, clock):
 def test_an_agent_that_was_killed_is_noticed_by_its_successor_and_one_that_left_is_not(chronicle):
     chronicle.begin_attempt(1)
     assert successor(chronicle).recall() == "peer_loss"
-    chronicle.end("preemption")
+    chronicle.end(PREEMPTED)
     assert successor(chronicle).recall() == "preemption"
     chronicle.end()
     assert successor(chronicle).recall() is None
@@ -93,6 +106,109 @@ def test_a_torn_ledger_is_a_fresh_start(chronicle, content):
     chronicle.path.write_text(content)
     assert chronicle.recall() is None
     assert chronicle.ledger() == Chronicle("run", 0, 4, None).ledger()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"reached_step": None},
+        {"restarts": {"crash": "x"}},
+        {"restarts": {"crash": None}},
+        {"record": {"last_error": [0]}},
+        {"record": {"durable_step": "x"}},
+        {"wall_seconds": float("nan")},
+        {"lost_steps": -1},
+        {"skipped": [[1]]},
+        {"interrupted_by": 7},
+    ],
+)
+def test_a_ledger_with_a_value_that_is_none_of_ours_is_a_fresh_start(chronicle, clock, damage):
+    chronicle.begin_attempt(1)
+    look(chronicle, clock, 1, step=3)
+    chronicle.save()
+    chronicle.path.write_text(json.dumps(json.loads(chronicle.path.read_text()) | damage))
+    later = successor(chronicle)
+    assert later.recall() is None
+    assert later.ledger() == Chronicle("run", 0, 4, None).ledger()
+
+
+def test_a_ledger_from_before_a_field_was_added_is_taken_over(chronicle):
+    chronicle.begin_attempt(1)
+    raw = json.loads(chronicle.path.read_text())
+    del raw["begun_with"]
+    chronicle.path.write_text(json.dumps(raw))
+    assert successor(chronicle).recall() == "peer_loss"
+
+
+# --- whose the checkpoints are ---------------------------------------------------------------------------------------------------------
+
+
+def start(chronicle, clock, resume, leaves_with=None):
+    """An agent on this run directory whose ranks train and which then leaves, or is killed; whether it went on with its own run."""
+    agent = Chronicle("run", 0, 4, chronicle.path, resume, clock=clock)
+    agent.recall()
+    goes_on = agent.goes_on
+    agent.begin_attempt(1)
+    look(agent, clock, 1, step=1)
+    if leaves_with:
+        agent.end(leaves_with)
+    return goes_on
+
+
+@pytest.mark.parametrize("leaves_with", [None, PREEMPTED, HANG])
+def test_a_start_goes_on_with_what_the_same_command_began_and_was_kept_from_ending(chronicle, clock, leaves_with):
+    assert not start(chronicle, clock, "never", leaves_with)
+    assert start(chronicle, clock, "never", FINISHED)
+    assert not start(chronicle, clock, "never")
+
+
+def test_a_run_that_was_begun_otherwise_is_another_one(chronicle, clock):
+    start(chronicle, clock, "auto", PREEMPTED)
+    assert not start(chronicle, clock, "never", PREEMPTED)
+
+
+def test_a_start_that_was_refused_leaves_the_checkpoints_to_whom_they_belong(chronicle):
+    for _ in range(2):
+        refused = Chronicle("run", 0, 4, chronicle.path, "never")
+        refused.recall()
+        assert not refused.goes_on
+        refused.begin_attempt(1)
+        refused.end(DATA_ERROR)
+
+
+# --- what is durable -------------------------------------------------------------------------------------------------------------------
+
+
+def test_after_checkpoints_were_lost_the_next_one_is_progress_though_its_step_is_lower(chronicle, clock):
+    on_disk(chronicle, 50, 100)
+    chronicle.begin_attempt(1)
+    look(chronicle, clock, 1, step=101, durable=100)
+    chronicle.record = Record(without_progress=2, durable_step=100)
+    chronicle.save()
+    later = successor(chronicle)
+    later.recall()
+    assert later.durable_step == 100
+    later.begin_attempt(2)
+    on_disk(chronicle, 50)  # a rank has set the newest one aside
+    look(later, clock, 1, step=51, durable=100)
+    assert (later.durable_step, later.record.durable_step) == (50, 50)
+    look(later, clock, 1, step=52, durable=100)  # what the writer goes on to say is no news
+    assert later.durable_step == 50
+    look(later, clock, 1, step=61, durable=60)
+    verdict = judge(Fault("crash", 0, 1, 137, 61, "killed"), later.durable_step, later.record, FaultToleranceSection())
+    assert (verdict.leave, verdict.record.without_progress) == (None, 1)
+
+
+def test_checkpoints_that_cannot_be_listed_are_still_counted_as_they_were(chronicle, clock):
+    on_disk(chronicle, 6)
+    chronicle.begin_attempt(1)
+    look(chronicle, clock, 1, step=8, durable=6)
+    chronicle.save()
+    on_disk(chronicle)
+    (chronicle.path.parent / "checkpoints").write_text("no folder: listing it fails as on a volume that is not well")
+    later = successor(chronicle)
+    assert later.recall() == "peer_loss"
+    assert later.durable_step == 6
 
 
 def test_a_ledger_that_is_cut_anywhere_never_raises_and_never_invents(chronicle, clock):
@@ -120,6 +236,7 @@ def test_a_killed_agents_progress_is_newer_than_its_ledger_and_is_used(chronicle
     look(chronicle, clock, 5, step=8, durable=6)
     facts = {"attempt": 1, "rank": 0, "phase": "training", "step": 12, "total_steps": 20}
     saved = replace(chronicle.ledger(), checkpoint={"step": 10, "saved_at": 1.0})
+    on_disk(chronicle, 6, 10)
     (chronicle.path.parent / PROGRESS_FILE).write_bytes(compose([facts], saved, None, 1.0).to_bytes())
     later = successor(chronicle)
     assert later.recall() == "peer_loss"
@@ -278,7 +395,7 @@ def test_facts_of_an_earlier_attempt_count_for_nothing_but_time(chronicle, clock
     assert chronicle.reached_step == 0
 
 
-def test_what_became_durable_counts_whoever_asked_for_it_and_never_goes_back(chronicle):
+def test_what_became_durable_counts_whoever_asked_for_it_and_an_older_word_changes_nothing(chronicle):
     chronicle.begin_attempt(2)
     chronicle.observe(None, {"checkpoint": {"step": 98}, "count": 3, "stall_seconds": 0.5, "persist_seconds": 2})
     assert chronicle.durable_step == 98

@@ -57,13 +57,14 @@ def test_ranks_that_have_are(bench, phase):
     assert not bench.may_go({**TRAINING, "phase": phase})
 
 
-def test_a_node_whose_ranks_have_finished_waits_for_the_others_as_long_as_it_can(bench):
-    assert not bench.may_go(has_ranks=False, has_finished=True)
+@pytest.mark.parametrize("words", [{"has_ranks": False, "has_finished": True}, {"lead": {**TRAINING, "phase": "finished"}}])
+def test_a_node_whose_ranks_have_finished_or_are_just_ending_waits_as_long_as_it_can(bench, words):
+    assert not bench.may_go(**words)
     assert not bench.memory.leave_asked(3), "there is nobody to ask"
     bench.now += GRACE_SECONDS - LAST_SECONDS - 0.1
-    assert not bench.may_go(has_ranks=False, has_finished=True)
+    assert not bench.may_go(**words)
     bench.now += 0.2
-    assert bench.may_go(has_ranks=False, has_finished=True)
+    assert bench.may_go(**words)
 
 
 def test_what_is_left_shrinks_from_the_signal_on_and_a_second_signal_gives_nothing_back(bench):

@@ -334,9 +334,7 @@ def test_the_end_reaches_those_who_wait_and_those_who_come_later(gang):
     them.meet()
     them.barriers[0].ask_for_next()
     waiting = them.wait_until_waiting(1)
-    them.barriers[0].next_rendezvous = None  # node 0 is the judge here, and does not meet again
-    them.barriers[0].generation = 1
-    them.barriers[0].close("over")
+    them.barriers[0].close("over")  # node 0 is the judge here, and has not joined the generation that the others wait in
     for future in [*waiting, *them.start(2)]:
         with pytest.raises(RendezvousClosedError, match=r"^over$"):
             future.result(PATIENCE_SECONDS)

@@ -16,6 +16,7 @@ from ddp_trainer.distributed import Group, Place
 from ddp_trainer.errors import DataError
 from ddp_trainer.resilience import restore
 from ddp_trainer.resilience.restore import NOTHING, Choice, Holding, choose
+from ddp_trainer.telemetry.events import EVENTS_FILE, read_events
 
 ALONE = Group(Place(0, 1, 0, 1, "", 0, ""), torch.device("cpu"), "gloo")
 NONE = Holding(NOTHING, 0)
@@ -103,14 +104,28 @@ def test_a_newer_checkpoint_on_disk_is_loaded_with_what_its_manifest_says(tmp_pa
     assert digest(fresh) == digest(kept)
 
 
-def test_what_was_set_aside_on_the_way_is_told(tmp_path):
-    store = CheckpointStore(tmp_path)
+@pytest.mark.parametrize(("in_memory", "taken"), [((), ("disk", 5)), ((7,), ("memory", 7))])
+def test_what_was_set_aside_on_the_way_is_told_whatever_is_taken_instead(tmp_path, in_memory, taken):
+    store = CheckpointStore(tmp_path / "checkpoints", tell=functools.partial(restore.tell_of_bad, tmp_path))
     for step in (5, 9):
         put_on_disk(store, state_of(step), step)
     (store.folder(9) / "model.safetensors").write_bytes(b"rubbish")
-    origin = restore.find(ALONE, empty(), 9, lambda above: store.load_newest(newer_than=above))
-    assert origin.meta["step"] == 5
-    assert [step for step, _ in origin.quarantined] == [9]
+    memory = empty()
+    for step in in_memory:
+        keep(memory, state_of(step), step)
+    origin = restore.find(ALONE, memory, 9, lambda above: store.load_newest(newer_than=above))
+    assert (origin.source, origin.meta["step"]) == taken
+    (event,) = read_events(tmp_path / EVENTS_FILE)
+    assert (event["kind"], event["step"], event["path"]) == ("quarantine", 9, str(store.root / "quarantine"))
+
+
+def test_a_run_whose_checkpoints_were_all_set_aside_is_refused_at_every_start(tmp_path):
+    store = CheckpointStore(tmp_path)
+    put_on_disk(store, poisoned(state_of(9)), 9)
+    for _ in range(2):
+        newest = max(store.steps(), default=NOTHING)
+        with pytest.raises(DataError, match=r"none of the 1 checkpoints .* run\.resume=never"):
+            restore.find(ALONE, empty(), newest, lambda above: store.load_newest(newer_than=above))
 
 
 @pytest.mark.parametrize("name", ["model.1.running_mean", "model.0.weight", "optimizer.3.bias.momentum_buffer", "ema.0.weight"])
@@ -135,15 +150,16 @@ def test_large_numbers_whose_sum_overflows_are_a_state_like_any_other():
 
 
 def test_a_checkpoint_that_is_not_finite_is_set_aside_for_an_older_one(tmp_path):
-    store = CheckpointStore(tmp_path)
+    told = []
+    store = CheckpointStore(tmp_path, tell=lambda *words: told.append(words))
     put_on_disk(store, state_of(5), 5)
     put_on_disk(store, poisoned(state_of(9)), 9)
     origin = restore.find(ALONE, empty(), 9, lambda above: store.load_newest(newer_than=above))
-    assert (origin.meta["step"], origin.quarantined) == (5, ((9, "model.1.running_var is not finite"),))
+    assert (origin.meta["step"], told) == (5, [(9, "model.1.running_var is not finite")])
 
 
 def test_with_nothing_anywhere_the_run_begins_at_step_0_with_what_the_model_is():
-    origin = restore.find(ALONE, empty(), NOTHING, refuse)
+    origin = restore.find(ALONE, empty(), NOTHING, lambda _above: None)
     assert (origin.source, origin.meta["step"], origin.is_sent) == ("nothing", 0, False)
     fresh = state_of(2, steps=0)
     before = digest(fresh)
@@ -203,6 +219,7 @@ def test_only_rank_0_reads_the_disk_and_only_what_is_newer_than_the_memories():
         "the disk is newer and bad": [7],
         "only the disk has something": [NOTHING],
         "nothing in memory is finite": [NOTHING],
+        "nothing anywhere": [NOTHING],
     }
     assert all(seen["loads"] == [] for seen in two()[1].values())
     assert two()[0].keys() == STATES.keys()

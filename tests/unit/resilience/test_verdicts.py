@@ -80,6 +80,17 @@ def test_no_restart_at_all_is_a_policy_too():
     assert judge(fault("hang"), 5, Record(), FaultToleranceSection(max_hangs=0)).leave is HANG
 
 
+@pytest.mark.parametrize("cause", ["hang", FAILED_COLLECTIVE])
+def test_the_same_at_the_same_step_again_in_new_containers_is_no_progress(cause):
+    first = judged([(fault(cause), 5)] * 9)
+    assert first[-1].leave.retried, "other machines are tried"
+    (again,) = judged([(fault(cause, message="in other words"), 5)] * 9, record=replace(first[-1].record, crashes=0, hangs=0))
+    assert again.leave is NO_PROGRESS
+    (elsewhere,) = judged([(fault(cause, step=8), 5)], record=first[-1].record)
+    assert elsewhere.leave.retried
+    assert judged([(fault(cause), 6)], record=first[-1].record)[0].leave is None, "there has been progress in between"
+
+
 def test_hangs_leave_for_new_containers_and_name_the_budget_that_they_used_up():
     last = judged([(fault("hang", message="rank 2 stands still"), step) for step in range(9)])[-1]
     assert last.leave.code == 161

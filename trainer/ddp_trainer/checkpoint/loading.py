@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError
 
@@ -28,6 +29,8 @@ READ_ATTEMPTS = 4
 READ_PAUSE_SECONDS = 1.0
 """A network volume's hiccup passes; a good checkpoint must not be set aside for it."""
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -40,8 +43,8 @@ class Loaded:
     """The content of `state.json`."""
 
 
-def load_newest_of(folders: Iterable[Path]) -> tuple[Loaded | None, tuple[tuple[int, str], ...]]:
-    """Load the first folder that verifies, quarantining those before it; None, and what was set aside, if there is none.
+def load_newest_of(folders: Iterable[Path], set_aside: Callable[[Path, str], None]) -> tuple[Loaded | None, tuple[tuple[int, str], ...]]:
+    """Load the first folder that verifies, having those before it `set_aside`; None, and what was set aside, if there is none.
 
     Raises:
         DataError: a bad one cannot be moved; or one is of another format; or the volume cannot be read, after `READ_ATTEMPTS`: then
@@ -50,10 +53,10 @@ def load_newest_of(folders: Iterable[Path]) -> tuple[Loaded | None, tuple[tuple[
     bad: list[tuple[int, str]] = []
     for folder in folders:
         try:
-            manifest, tensors, extra = _read_patiently(folder)
+            manifest, tensors, extra = patiently(folder, _read)
         except (BadCheckpointError, SafetensorError, ValueError) as error:
             bad.append((step_of(folder) or 0, str(error)))
-            quarantine(folder, str(error))
+            set_aside(folder, str(error))
         else:
             return Loaded(manifest, tensors, tuple(bad), extra), tuple(bad)
     return None, tuple(bad)
@@ -81,15 +84,37 @@ def quarantine(folder: Path, reason: str) -> None:
 
 
 def count_quarantined(root: Path) -> int:
-    """How many were set aside below a store's root."""
-    home = root / QUARANTINE_NAME
-    return sum(1 for folder in home.iterdir() if folder.is_dir()) if home.is_dir() else 0
+    """How many were set aside below a store's root. Raises OSError where the volume cannot be read now."""
+    try:
+        with os.scandir(root / QUARANTINE_NAME) as entries:
+            return sum(entry.is_dir() for entry in entries)
+    except FileNotFoundError:
+        return 0
 
 
-def _read_patiently(folder: Path) -> tuple[Manifest, dict[str, Tensor], dict[str, Any]]:
+def steps_in(root: Path) -> list[int]:
+    """Steps that have a complete folder below a store's root, oldest first; none where there is no such root.
+
+    Raises:
+        OSError: the volume cannot be read now.
+    """
+    try:
+        with os.scandir(root) as entries:
+            found = [step_of(Path(entry.name)) for entry in entries if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+    return sorted(step for step in found if step is not None)
+
+
+def patiently(folder: Path, read: Callable[[Path], T]) -> T:
+    """What `read(folder)` gives, tried `READ_ATTEMPTS` times.
+
+    Raises:
+        DataError: the volume could not be read in any of them.
+    """
     for attempt in range(1, READ_ATTEMPTS + 1):
         try:
-            return _read(folder)
+            return read(folder)
         except OSError as error:
             if attempt == READ_ATTEMPTS:
                 raise DataError(f"{folder} cannot be read: {error}; nothing was moved; start again once the volume is well") from None

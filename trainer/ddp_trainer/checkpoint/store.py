@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ddp_trainer.checkpoint import manifest as manifests
 from ddp_trainer.checkpoint.durable import TEMPORARY, Pace, write_durably, write_hashed
-from ddp_trainer.checkpoint.loading import QUARANTINE_NAME, Loaded, count_quarantined, load_newest_of, quarantine
+from ddp_trainer.checkpoint.loading import QUARANTINE_NAME, Loaded, count_quarantined, load_newest_of, patiently, quarantine, steps_in
 from ddp_trainer.checkpoint.manifest import BadCheckpointError, FileEntry, Manifest
 from ddp_trainer.checkpoint.retention import Retention
 from ddp_trainer.errors import DataError
@@ -38,6 +38,10 @@ def _nothing() -> None:
     """Nobody else can own the folder; nobody wants to know."""
 
 
+def _untold(step: int, reason: str) -> None:
+    """Nobody wants to know of bad checkpoints."""
+
+
 class CheckpointStore:
     """The `checkpoints/` folder of a run.
 
@@ -48,6 +52,7 @@ class CheckpointStore:
         keep_best: the one with the best value of this metric stays, too.
         bytes_per_second: bound of the speed of writing.
         fence: called before anything is published or removed: it raises when this writer is no longer the run's.
+        tell: called with the step and the reason when a bad checkpoint has been set aside.
     """
 
     def __init__(
@@ -58,11 +63,13 @@ class CheckpointStore:
         keep_best: str | None = None,
         bytes_per_second: float | None = None,
         fence: Callable[[], None] = _nothing,
+        tell: Callable[[int, str], None] = _untold,
     ) -> None:
         self.root = root
         self._retention = Retention(keep, keep_every, keep_best)
         self._bytes_per_second = bytes_per_second
         self._fence = fence
+        self._tell = tell
         self._known_good: set[int] = set()
 
     def prepare(self) -> None:
@@ -84,11 +91,12 @@ class CheckpointStore:
             ) from None
 
     def steps(self) -> list[int]:
-        """Steps that have a complete folder, oldest first."""
-        if not self.root.is_dir():
-            return []
-        found = (manifests.step_of(folder) for folder in self.root.iterdir() if folder.is_dir())
-        return sorted(step for step in found if step is not None)
+        """Steps that have a complete folder, oldest first.
+
+        Raises:
+            DataError: the volume cannot be read, after several attempts.
+        """
+        return patiently(self.root, steps_in)
 
     def folder(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
@@ -193,8 +201,12 @@ class CheckpointStore:
             return manifests.verify(folder)
         except BadCheckpointError as error:
             self._fence()
-            quarantine(folder, str(error))
+            self._set_aside(folder, str(error))
             return None
+
+    def _set_aside(self, folder: Path, reason: str) -> None:
+        quarantine(folder, reason)
+        self._tell(manifests.step_of(folder) or 0, reason)
 
     def _make_room(self, size: int) -> None:
         """A full disk is freed by retention before it is written to; whether that is enough, the writing will tell."""
@@ -257,11 +269,11 @@ class CheckpointStore:
             DataError: there were checkpoints, and none of them verifies; or a bad one cannot be moved; or one is of another format; or the
                 volume cannot be read, after several attempts: then nothing is moved.
         """
-        loaded, bad = load_newest_of(self.folder(step) for step in reversed(self.steps()) if step > newer_than)
+        loaded, bad = load_newest_of((self.folder(step) for step in reversed(self.steps()) if step > newer_than), self._set_aside)
         if loaded:
             self._known_good.add(loaded.manifest.step)
             return loaded
-        if newer_than < 0 and (set_aside := count_quarantined(self.root)):
+        if newer_than < 0 and (set_aside := patiently(self.root, count_quarantined)):
             newest = f" (the newest: {bad[0][1]})" if bad else ""
             raise DataError(
                 f"none of the {set_aside} checkpoints below {self.root} verifies{newest}; they lie in {QUARANTINE_NAME}/; "

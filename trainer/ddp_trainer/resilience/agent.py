@@ -98,7 +98,6 @@ class GangAgent(SimpleElasticAgent):
         self._environment = environment
         self._rank_logs = rank_logs
         self._running: dict[int, int] = {}  # pid -> local rank
-        self._has_started = False
         self._ending = Ending(FINISHED)
         self._judge = Judge(barrier, chronicle, events, config.fault_tolerance)
         self._departure = Departure(custody, config.fault_tolerance.preemption_grace_seconds)
@@ -208,7 +207,7 @@ class GangAgent(SimpleElasticAgent):
                         "attempt": attempt,
                         "reached_step": self._chronicle.standing_step,
                         "memory": self._custody.memory.descriptor,
-                        "is_first": not self._has_started,
+                        "is_first": not self._chronicle.goes_on,
                         "skipped": start["skipped"],
                     },
                     "page": str(self._page.path),
@@ -222,7 +221,6 @@ class GangAgent(SimpleElasticAgent):
             )
             self._running[pid] = worker.local_rank
             ids[worker.local_rank] = pid
-        self._has_started = True
         return ids
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:  # noqa: ARG002  # torch's signature
@@ -259,12 +257,14 @@ class GangAgent(SimpleElasticAgent):
 
     def _watch(self) -> Ending | None:
         """Look after the ranks of one generation until it is over: an ending, or None to re-form."""
-        barrier, posted, failed = self._barrier, False, False
+        barrier, failed = self._barrier, False
         left_since: float | None = None
+        finished_since: float | None = None
         while True:
             deaths = self._deaths(timeout_seconds=max(self._config.fault_tolerance.monitor_interval_seconds, barrier.look_seconds))
             self._tick()
-            if self._departure.is_asked and self._may_go(has_finished=posted):
+            is_durable = barrier.node == 0 and finished_since is not None
+            if self._departure.is_asked and self._may_go(has_finished=finished_since is not None) and not is_durable:
                 return self._preempted()
             left_since = left_since or (time.monotonic() if any(death.code == LEFT_EXIT for death in deaths) else None)
             failed = failed or any(death.code not in {0, LEFT_EXIT} for death in deaths)
@@ -272,10 +272,10 @@ class GangAgent(SimpleElasticAgent):
                 _log.warning("%s", fault.sentence)
                 (barrier.post_echo if fault.cause == ECHO else barrier.post_fault)(fault.to_json())
             self._diagnose()
-            if not (self._running or posted or failed or left_since):
+            if not (self._running or finished_since or failed or left_since):
                 barrier.post_finished()
-                posted = True
-            if posted and barrier.all_finished():
+                finished_since = time.monotonic()
+            if finished_since is not None and self._is_over(finished_since):
                 return Ending(FINISHED)
             if left_since is not None:
                 self._judge.after_leaving(left_since)
@@ -285,6 +285,23 @@ class GangAgent(SimpleElasticAgent):
             if barrier.is_superseded():
                 self._judge.account()
                 return None
+
+    def _is_over(self, finished_since: float) -> bool:
+        """Whether this node, whose ranks have finished, may end.
+
+        Once node 0's have, the last state is durable: others are still waited for, with a bound, and whatever befalls them changes nothing.
+        """
+        barrier, patience_seconds = self._barrier, self._config.distributed.peer_timeout_seconds
+        if barrier.all_finished():
+            return True
+        if barrier.node != 0:
+            return False
+        is_late = time.monotonic() - finished_since > patience_seconds or not self._departure.left_seconds
+        if not (is_late or barrier.is_superseded() or barrier.fault() or barrier.echo()):
+            return False
+        _log.warning("ending without the nodes that have not finished in order: the last state is durable")
+        self._judge.close(FINISHED, None, FINISHED.meaning)
+        return True
 
     def _deaths(self, timeout_seconds: float) -> list[Death]:
         """Ranks that have ended; a writer that has is replaced on the way."""

@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt
 
 from ddp_trainer.checkpoint.durable import write_durably
-from ddp_trainer.checkpoint.store import QUARANTINE_NAME
-from ddp_trainer.errors import DdpError
+from ddp_trainer.checkpoint.loading import count_quarantined, steps_in
+from ddp_trainer.errors import FINISHED, PREEMPTED, DdpError, Exit
 from ddp_trainer.resilience.fault import REJOIN
 from ddp_trainer.resilience.verdict import Record
 from ddp_trainer.telemetry.document import parse
@@ -27,20 +29,36 @@ _log = logging.getLogger(__name__)
 
 LEDGER_FILE = "ledger.json"
 PRODUCTIVE_PHASES = frozenset({"training", "evaluating", "saving"})
-NUMBERS = ("lost_steps", "productive_seconds", "wall_seconds", "reached_step", "standing_step", "durable_step", "skipped")
-"""What is kept besides the restarts and the judge's record."""
 COUNTED_CAUSES = {"crash": "crash", "user_error": "crash", "hang": "hang", "preemption": "preemption"}
 """Under which restart counter a cause goes; any other is a lost peer."""
 
 
+class _Kept(BaseModel):
+    """What of a `Chronicle` stands in `ledger.json`; a file that holds anything else is torn."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    record: Record
+    restarts: dict[Literal["crash", "hang", "preemption", "peer_loss"], NonNegativeInt]
+    lost_steps: NonNegativeInt
+    productive_seconds: NonNegativeFloat
+    wall_seconds: NonNegativeFloat
+    reached_step: NonNegativeInt
+    standing_step: NonNegativeInt
+    durable_step: NonNegativeInt
+    skipped: list[tuple[int, int]]
+    interrupted_by: str | None
+    begun_with: str = ""
+
+
 @dataclass
 class Chronicle:
-    """The agent's running account. `path` is None except on node 0."""
+    """The agent's running account. `path` is None except on node 0; `resume` is the `run.resume` of this start."""
 
     run: str
     node: int
     world_size: int
     path: Path | None
+    resume: str = "auto"
     attempt: int = 0
     record: Record = field(default_factory=Record)
     restarts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("crash", "hang", "preemption", "peer_loss"), 0))
@@ -56,6 +74,8 @@ class Chronicle:
     """Windows of 0-based steps that are passed over after a divergence: (first, one after the last)."""
     interrupted_by: str | None = None
     """What a successor has to count: nothing after an orderly end, a preemption, or the loss of an agent that left no word."""
+    begun_with: str = ""
+    """The `resume` with which ranks trained here last; empty when the run has ended for good since."""
     phase: Any = None
     note: str = ""
     recovery_seconds: dict[str, float] = field(default_factory=dict)
@@ -83,31 +103,32 @@ class Chronicle:
         if self.path is None:
             return None
         try:
-            raw = json.loads(self.path.read_text(encoding="utf-8"))
-            record = raw["record"]
-            self.record = Record(**{**record, "last_error": tuple(record["last_error"])})
-            self.restarts.update(raw["restarts"])
-            for name in NUMBERS:
-                setattr(self, name, raw[name])
-            self.skipped = [(int(first), int(end)) for first, end in self.skipped]
-            interrupted_by: str | None = raw["interrupted_by"]
-        except (OSError, ValueError, KeyError, TypeError):
+            kept = _Kept.model_validate_json(self.path.read_bytes())
+        except (OSError, ValueError):
             return None
+        for name in _Kept.model_fields:
+            setattr(self, name, getattr(kept, name))
+        self.restarts = dict.fromkeys(("crash", "hang", "preemption", "peer_loss"), 0) | kept.restarts
         with contextlib.suppress(OSError, DdpError):  # newer than the ledger, which is written at starts and faults only
             seen = parse(self.path.with_name(PROGRESS_FILE).read_bytes())
             self.reached_step = max(self.reached_step, seen.step)
             self.standing_step = max(self.standing_step, seen.step if seen.ranks else 0)
-            self.durable_step = max(self.durable_step, seen.checkpoint.step if seen.checkpoint else 0)
-        return interrupted_by
+        self._look_at_disk()
+        return kept.interrupted_by
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether this start goes on with a run that was begun with the same `resume` and interrupted: what lies on disk is its own."""
+        return self.begun_with == self.resume
 
     def observe(self, lead: dict[str, Any] | None, report: dict[str, Any]) -> None:
         """Account for the time since the last look, given the facts of this node's first rank, and the background writer's report."""
         now = self.clock()
         passed, self._last = now - (self._last if self._last is not None else now), now
         self.wall_seconds += passed
+        before, saved = self.report.get("checkpoint"), report.get("checkpoint")
         self.report = report
-        saved = report.get("checkpoint")
-        if isinstance(saved, dict):
+        if isinstance(saved, dict) and saved != before:  # said again it is no news, and may have been set aside since
             self.durable_step = max(self.durable_step, int(saved.get("step") or 0))
         if lead is None or self._is_between or lead.get("attempt") != self.attempt:
             return
@@ -132,16 +153,27 @@ class Chronicle:
         self.save()
 
     def _recovered(self, now: float) -> None:
-        """The first look at ranks that train: how long that took, and what had to be set aside for it."""
+        """The first look at ranks that train: how long that took, and what is left on disk after what had to be set aside for it."""
         if self._formed_at is None:
             return
         if self._fault_at is not None:
             found = self._resumed_at or self._formed_at
             self.recovery_seconds = {"form": self._formed_at - self._fault_at, "load": found - self._formed_at, "first_step": now - found}
-        if self.path is not None:
-            quarantine = self.path.parent / "checkpoints" / QUARANTINE_NAME
-            self.verify_failures = sum(1 for _ in quarantine.iterdir()) if quarantine.is_dir() else 0
+        self._look_at_disk()
         self._formed_at = self._fault_at = self._resumed_at = None
+        if not self.goes_on:
+            self.begun_with = self.resume
+            self.save()
+
+    def _look_at_disk(self) -> None:
+        """Checkpoints may be gone since they were counted: from what is left, the next one is progress. A failed look changes nothing."""
+        if self.path is None:
+            return
+        checkpoints = self.path.parent / "checkpoints"
+        with contextlib.suppress(OSError):
+            self.durable_step = max(steps_in(checkpoints), default=0)
+            self.record = replace(self.record, durable_step=min(self.record.durable_step, self.durable_step))
+            self.verify_failures = count_quarantined(checkpoints)
 
     def restarted(self, cause: str, still_seconds: float = 0.0) -> None:
         """Count a restart after a fault; what it cost is known when the ranks say where they go on.
@@ -158,7 +190,7 @@ class Chronicle:
         """Make it durable, on node 0; what cannot be written now is written with the next change."""
         if self.path is None:
             return
-        raw = {name: getattr(self, name) for name in ("restarts", *NUMBERS, "interrupted_by")} | {"record": asdict(self.record)}
+        raw = {name: getattr(self, name) for name in _Kept.model_fields} | {"record": asdict(self.record)}
         try:
             write_durably(self.path, json.dumps(raw).encode())
         except OSError as error:  # a full disk must not end a run that can still train
@@ -173,9 +205,11 @@ class Chronicle:
         self.interrupted_by = "peer_loss"  # unless the agent says otherwise, which it cannot if it is killed
         self.save()
 
-    def end(self, interrupted_by: str | None = None) -> None:
-        """This agent leaves in order; `interrupted_by` where a successor goes on."""
-        self.interrupted_by = interrupted_by
+    def end(self, leaves_with: Exit = FINISHED) -> None:
+        """This agent leaves in order."""
+        self.interrupted_by = PREEMPTED.cause if leaves_with is PREEMPTED else None
+        if not leaves_with.retried:
+            self.begun_with = ""
         self.save()
 
     def ledger(self) -> Ledger:

@@ -72,12 +72,13 @@ class Departure:
             lead: what its first rank said last.
             attempt: of the living ranks.
         """
-        if has_finished:
+        phase = lead.get("phase") if lead is not None and lead.get("attempt") == attempt else None
+        if has_finished or (has_ranks and phase == "finished"):  # which are ending
             return not self.left_seconds
         if not has_ranks:
             return True
         if not self._has_told:
-            if lead is None or lead.get("attempt") != attempt or lead.get("phase") not in PRODUCTIVE_PHASES:
+            if phase not in PRODUCTIVE_PHASES:
                 return True  # nothing new has been done since the state that they started from
             self._has_told = True
             _log.warning("asked to stop: all ranks keep their state and leave after this step")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ddp_trainer.config import RunConfig
-from ddp_trainer.errors import FINISHED, PREEMPTED, DdpError
+from ddp_trainer.errors import FINISHED, PREEMPTED, RANK_CRASHED, DataError, DdpError
 from ddp_trainer.resilience.compiler_import import postpone
 from ddp_trainer.resilience.fault import one_line
 from ddp_trainer.resilience.zygote import Zygote
@@ -49,6 +49,12 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Kubernetes, Compose and Slurm stop with the first; Slurm can announce the end with the last."""
 TERMINATION_LOG = Path("/dev/termination-log")
 """Where the kubelet reads a container's last words: a bind mount, so it is written in place."""
+
+
+class AgentFailedError(DdpError):
+    """The agent itself met what it has no sentence for."""
+
+    exit = RANK_CRASHED
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,11 @@ def run(config: dict[str, Any], node: dict[str, Any], environment: dict[str, str
         _log.error("%s", error)  # a sentence for people
         last_words_of_error(error, me)
         return error.exit.code
+    except Exception as error:  # the process's edge: what is wrong in here is not wrong with the run
+        _log.exception("the agent failed")
+        failed = AgentFailedError(f"the agent failed: {type(error).__name__}: {error}; see the traceback in its log")
+        last_words_of_error(failed, me)
+        return failed.exit.code
     finally:
         server.stop()
         if zygote:
@@ -124,7 +135,8 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
         if leads:
             _prepare_store(config)
         events = EventLog(config.run_dir / EVENTS_FILE) if leads else None
-        chronicle = Chronicle(config.run.name, me.node, config.world_size, config.run_dir / LEDGER_FILE if leads else None)
+        ledger = config.run_dir / LEDGER_FILE if leads else None
+        chronicle = Chronicle(config.run.name, me.node, config.world_size, ledger, config.run.resume)
         interrupted_by = chronicle.recall()
         chronicle.forget_crashes()
         if events:
@@ -227,7 +239,12 @@ def _scratch(config: RunConfig, node: int) -> Iterator[Path]:
     shm = Path("/dev/shm")  # noqa: S108  # its contents are this run's own, mode 0700
     folder = (shm if shm.is_dir() else Path(tempfile.gettempdir())) / f"ddp-{digest}-node-{node}"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise DataError(
+            f"{folder}, which this node shares with its ranks, cannot be made: {error.strerror}; make {folder.parent} writable"
+        ) from None
     try:
         yield folder
     finally:
@@ -252,7 +269,7 @@ def _report(ending: Ending, me: Node, chronicle: Any, telemetry: Any, events: Ev
         if events:
             message = ending.fault.message if ending.fault else ending.exit.meaning
             events.append("stop", cause=ending.exit.cause, exit=ending.exit.code, step=chronicle.reached_step, message=message)
-    chronicle.end("preemption" if ending.exit is PREEMPTED else None)
+    chronicle.end(ending.exit)
     import time
 
     telemetry.tick(chronicle.ledger(), time.time())

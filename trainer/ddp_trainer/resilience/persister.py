@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ddp_trainer.checkpoint.snapshot import Snapshot, SnapshotMemory
 from ddp_trainer.checkpoint.store import CheckpointStore
 from ddp_trainer.config import RunConfig
 from ddp_trainer.errors import DataError, DivergedError, PeerLostError
+from ddp_trainer.resilience.restore import tell_of_bad
 from ddp_trainer.telemetry.events import EVENTS_FILE, EventLog
 from ddp_trainer.telemetry.facts import FactsPage
 
@@ -79,6 +81,7 @@ def main(memory: int, config: dict[str, Any], page: str, slot: int) -> int:
         keep_best=policy.keep_best,
         bytes_per_second=policy.write_megabytes_per_second * 1e6 if policy.write_megabytes_per_second else None,
         fence=lambda: _assert_own(resolved.run_dir, snapshots),
+        tell=partial(tell_of_bad, resolved.run_dir),
     )
     _recognise(store, snapshots, report)
     mirror = Mirror(policy.mirror_url, policy.mirror_every) if policy.mirror_url else None
@@ -109,11 +112,13 @@ def main(memory: int, config: dict[str, Any], page: str, slot: int) -> int:
 def _recognise(store: CheckpointStore, snapshots: SnapshotMemory, report: _Report) -> None:
     """A predecessor, or its agent's, may have served the request that still stands: then it is not served again."""
     wanted = snapshots.wanted()
-    if wanted is None or wanted.number <= report.words["number"] or wanted.step not in store.steps():
+    if wanted is None or wanted.number <= report.words["number"]:
         return
     try:
+        if wanted.step not in store.steps():
+            return
         manifest = verify(store.folder(wanted.step))
-    except (BadCheckpointError, OSError):
+    except (BadCheckpointError, DataError, OSError):
         return  # it is written anew, which sets the bad one aside
     numbers = {"bytes": manifest.total_bytes, "stall_seconds": 0.0, "persist_seconds": 0.0, "verified": True}
     report.say(number=wanted.number, checkpoint={"step": manifest.step, "saved_at": manifest.saved_at, **numbers})

@@ -11,6 +11,7 @@ import logging
 import time
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,6 @@ from ddp_trainer.resilience.fault import ECHO, LEFT_EXIT, leave_note
 from ddp_trainer.tasks.protocol import Dataset
 from ddp_trainer.tasks.registry import load_task
 from ddp_trainer.telemetry.evaluation import write_evaluation
-from ddp_trainer.telemetry.events import EVENTS_FILE, EventLog
 from ddp_trainer.telemetry.facts import FactsPage
 from ddp_trainer.telemetry.recorder import Recorder
 
@@ -61,7 +61,7 @@ class Start:
     memory: int
     """Descriptor of the node's snapshot memory."""
     is_first: bool
-    """This node's agent has started no ranks before."""
+    """No ranks of this run have trained here before: what lies on disk is another run's."""
     skipped: tuple[tuple[int, int], ...] = ()
     """Windows of steps to pass over."""
 
@@ -111,7 +111,6 @@ def _run(config: RunConfig, place: Place, start: Start, page: FactsPage) -> None
     store = _store(config, start) if leads else None
     on_disk = max(store.steps(), default=restore.NOTHING) if store else restore.NOTHING
     origin = restore.find(group, memory, on_disk, lambda above: _load(config, store, train_set.fingerprint, above))
-    _tell_of_quarantine(config, origin)
     if store:
         on_disk = max(store.steps(), default=restore.NOTHING)  # what was set aside is not there any more
     recorder.phase("starting", "building the model")
@@ -218,7 +217,7 @@ def _ask_for_disk(memory: SnapshotMemory, keeper: Keeper) -> None:
 
 def _store(config: RunConfig, start: Start) -> CheckpointStore:
     """Rank 0's view of the disk; only the writer writes there."""
-    store = CheckpointStore(config.run_dir / "checkpoints", config.checkpoint.keep)
+    store = CheckpointStore(config.run_dir / "checkpoints", tell=partial(restore.tell_of_bad, config.run_dir))
     if config.run.resume == "never" and start.is_first and store.steps():
         raise DataError(
             f"{store.root} holds checkpoints and run.resume is never; give an empty --run-dir, or resume with --set run.resume=auto"
@@ -228,7 +227,9 @@ def _store(config: RunConfig, start: Start) -> CheckpointStore:
 
 def _load(config: RunConfig, store: CheckpointStore | None, fingerprint: str, above: int) -> Loaded | None:
     """Rank 0: the newest checkpoint above a step that verifies and belongs to this run."""
-    loaded = store.load_newest(newer_than=above) if store else None
+    if store is None or (config.run.resume == "never" and not store.steps()):
+        return None  # "never" is how one begins anew where all checkpoints were set aside
+    loaded = store.load_newest(newer_than=above)
     if loaded is None or config.run.resume == "force":
         return loaded
     changed = differences(config.identity(), loaded.manifest.identity)
@@ -258,13 +259,6 @@ def _take_over(run: engine.Training, origin: restore.Origin, start: Start) -> li
     if history:
         run.evaluated_step, run.metrics = int(history[-1][0]), dict(history[-1][1])
     return history
-
-
-def _tell_of_quarantine(config: RunConfig, origin: restore.Origin) -> None:
-    for step, reason in origin.quarantined:
-        _log.warning("the checkpoint of step %d does not verify (%s) and was set aside; going on from an older one", step, reason)
-        path = str(config.run_dir / "checkpoints" / "quarantine")
-        EventLog(config.run_dir / EVENTS_FILE).append("quarantine", step=step, path=path, message=reason)
 
 
 def _describe(

@@ -214,7 +214,7 @@ class GenerationBarrier(RendezvousHandler):
     def close(self, ending_json: str) -> None:
         """End the run for all agents, with these words; the first ones stand."""
         self._store.first("ending", ending_json)
-        self.ask_for_next()
+        self._ask_beyond(self._newest())  # not only beyond one's own: others may already wait in a later one
 
     def ending(self) -> str | None:
         """How the run ended, if it has."""

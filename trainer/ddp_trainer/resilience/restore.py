@@ -13,6 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
@@ -22,9 +23,10 @@ from ddp_trainer.checkpoint.image import tensors_of
 from ddp_trainer.checkpoint.manifest import BadCheckpointError
 from ddp_trainer.checkpoint.snapshot import Snapshot, SnapshotMemory
 from ddp_trainer.checkpoint.state import RunState
-from ddp_trainer.checkpoint.store import Loaded
+from ddp_trainer.checkpoint.store import QUARANTINE_NAME, Loaded
 from ddp_trainer.distributed import Group
 from ddp_trainer.errors import DataError
+from ddp_trainer.telemetry.events import EVENTS_FILE, EventLog
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +64,6 @@ class Origin:
     sender: int
     is_sent: bool
     """Whether some rank lacks the state, so that all take part in sending it."""
-    quarantined: tuple[tuple[int, str], ...] = ()
 
 
 def choose(held: Sequence[Holding]) -> Choice:
@@ -83,7 +84,8 @@ def find(group: Group, memory: SnapshotMemory, newest_on_disk: int, load: Callab
         group: of this generation.
         memory: this node's.
         newest_on_disk: rank 0: the newest step that has a folder, verified or not; `NOTHING` on other ranks.
-        load: rank 0: the newest checkpoint on disk above a step that verifies, is finite, and belongs to this run.
+        load: rank 0: the newest checkpoint on disk above a step that verifies, is finite, and belongs to this run. Where no memory has
+            anything it is asked though the disk seems empty: it refuses to begin anew where all checkpoints were set aside before.
     """
     own = _newest_finite(memory)
     checksum = memory.checksum(own) if own else 0
@@ -91,12 +93,11 @@ def find(group: Group, memory: SnapshotMemory, newest_on_disk: int, load: Callab
     choice = choose([Holding(step, checksum) for step, checksum, _ in rows])
     if choice.disagrees:
         _log.warning("nodes hold different bits for step %d in memory; taking what most of them hold", choice.step)
-    if rows[0][2] > choice.step:
+    if rows[0][2] > choice.step or choice.step == NOTHING:
         loaded = load(choice.step) if group.rank == 0 else None
         meta = group.share_json(_meta(loaded) if loaded else None)
         if meta is not None:
-            bad = loaded.quarantined if loaded else ()
-            return Origin("disk", meta, loaded.tensors if loaded else {}, 0, group.world_size > 1, bad)
+            return Origin("disk", meta, loaded.tensors if loaded else {}, 0, group.world_size > 1)
     if choice.step == NOTHING:
         return Origin("nothing", {"step": 0}, {}, 0, is_sent=group.world_size > 1)
     mine = choice.has[group.rank]
@@ -133,6 +134,12 @@ def put(origin: Origin, state: RunState, group: Group) -> None:
         ) from None
     if origin.is_sent:
         group.share(state.tensors().values(), origin.sender)
+
+
+def tell_of_bad(run_dir: Path, step: int, reason: str) -> None:
+    """A checkpoint has been set aside: said on the console and in the diary, whoever found it and whatever is taken in its place."""
+    _log.warning("the checkpoint of step %d does not verify (%s) and was set aside", step, reason)
+    EventLog(run_dir / EVENTS_FILE).append("quarantine", step=step, path=str(run_dir / "checkpoints" / QUARANTINE_NAME), message=reason)
 
 
 def _meta(loaded: Loaded) -> dict[str, Any]:

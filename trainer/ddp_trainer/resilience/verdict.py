@@ -24,6 +24,7 @@ class Record:
     without_progress: int = 0
     durable_step: int = -1
     last_error: tuple[int, str] = (-1, "")
+    """Step and words of an exception, step and cause of a hang or a failed collective."""
     identical_errors: int = 0
     hangs: int = 0
     skips: int = 0
@@ -49,21 +50,23 @@ def judge(fault: Fault, durable_step: int, record: Record, policy: FaultToleranc
     if fault.cause not in COUNTED_CAUSES:
         return Verdict(None, fault.sentence, record)
     progressed = durable_step > record.durable_step
-    error = (fault.step, fault.message)
     is_exception, is_crash, is_hang = fault.cause == "user_error", fault.cause in {"crash", "user_error"}, fault.cause == "hang"
+    error = (fault.step, fault.message if is_exception else fault.cause)
     counted = replace(
         record,
         crashes=record.crashes + is_crash,
         hangs=record.hangs + is_hang,
         without_progress=1 if progressed else record.without_progress + 1,
         durable_step=durable_step,
-        last_error=error if is_exception else (-1, ""),
+        last_error=(-1, "") if fault.cause == "crash" else error,
         identical_errors=record.identical_errors + 1 if error == record.last_error else 1,
     )
     if is_exception and counted.identical_errors >= IDENTICAL_ERRORS:
         return Verdict(USER_ERROR, f"{fault.sentence} (the same error {counted.identical_errors} times)", counted)
     if counted.without_progress > policy.no_progress_restarts:
-        leave = NO_PROGRESS if fault.cause == "crash" else fault.leaves_with
+        # a hang or a failed collective may be the machines': others are tried, once, before the same again at the same step is a bug
+        is_stuck = counted.identical_errors > 1 and record.without_progress > policy.no_progress_restarts
+        leave = NO_PROGRESS if fault.cause == "crash" or is_stuck else fault.leaves_with
         return Verdict(leave, f"{fault.sentence} ({policy.no_progress_restarts} restarts without a newer checkpoint)", counted)
     if is_crash and counted.crashes > policy.max_restarts:
         leave = USER_ERROR if is_exception else RANK_CRASHED
