@@ -110,6 +110,14 @@ class _BranchesTask(PointsTask):
 
 def begun_thrice(group: Group) -> list[dict[str, Any]]:
     """The order in which gradients arrived, and the parameters after two steps: begun with a real pass, rehearsed, and rehearsed badly."""
+    wrap = group.wrap
+
+    def wrap_as_for_a_gpu(model: nn.Module) -> nn.Module:
+        wrapped = wrap(model)
+        wrapped.device_ids, wrapped.device_type = [0], "cpu"  # so that DDP moves the inputs, as it does only where there is a GPU
+        return wrapped
+
+    group.wrap = wrap_as_for_a_gpu  # type: ignore[method-assign]
     seen: list[dict[str, Any]] = []
     for order in ((), "as seen", "reversed"):
         task, made = _BranchesTask(), config(data__micro_batches=4)

@@ -47,6 +47,33 @@ def test_a_sparse_gradient_leaves_the_order_short():
     assert not is_whole(seen, network)
 
 
+class _NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx, inputs, _parameter):
+        return inputs.clone()
+
+    @staticmethod
+    def backward(_ctx, gradient):
+        return gradient, None
+
+
+class _Ignoring(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.ignored = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+
+    def forward(self, inputs):
+        return _NoGradient.apply(inputs * self.used, self.ignored)
+
+
+def test_a_users_function_without_a_gradient_is_no_error():
+    network = _Ignoring()
+    with arrivals(network) as seen:
+        network(torch.ones(2)).sum().backward()
+    assert set(seen) <= {0, 1}
+    assert 0 in seen
+
+
 @pytest.mark.parametrize("order", [[], [0], [0, 1, 2, 3, 4, 4], [0, 1, 2, 3, 4, 6], [0, 1, 2, 3, 4, 5, 6]])
 def test_an_order_of_another_model_is_not_whole(order):
     assert not is_whole(order, model())

@@ -7,7 +7,7 @@ is a sixth of a restart.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -22,10 +22,14 @@ def arrivals(model: nn.Module) -> Iterator[list[int]]:
     """
     order: list[int] = []
 
-    def hook(place: int) -> Any:
-        return lambda gradient: None if gradient.is_sparse else order.append(place)
+    def noting(place: int) -> Callable[[Tensor | None], None]:
+        def hook(gradient: Tensor | None) -> None:  # None: a user's own function has none for it, which DDP takes for zeros
+            if gradient is None or not gradient.is_sparse:
+                order.append(place)
 
-    handles = [parameter.register_hook(hook(place)) for place, parameter in enumerate(_trained(model))]
+        return hook
+
+    handles = [parameter.register_hook(noting(place)) for place, parameter in enumerate(_trained(model))]
     try:
         yield order
     finally:

@@ -26,7 +26,8 @@ def begin(run: Training) -> None:
     run.ranks_model = run.group.wrap(run.words)
     if run.config.precision.compile == "off" and is_whole(run.gradient_order, run.model):
         with run.words.with_stand_in(lambda: rehearse(run.gradient_order, run.model)):
-            backward(run, run.ranks_model(), Words())
+            # on a GPU, DDP moves inputs to the device and takes it ill if there are none
+            backward(run, run.ranks_model(torch.zeros((), device=run.group.device)), Words())
     else:
         with arrivals(run.model) as order:
             _throw_away_one_batch(run)
