@@ -45,7 +45,7 @@ CHANGES_PER_SECOND = 2.0
 """A thousand runs of four pods in which each pod is lost about once in half an hour."""
 BARS_ARE_FOR = 1000
 """Runs. Larger sizes are there for the growth."""
-PATIENCE_SECONDS = 300.0
+PATIENCE_SECONDS = 900.0
 PEER_REST_SECONDS = 30.0
 
 

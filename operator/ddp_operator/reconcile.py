@@ -32,6 +32,7 @@ from ddp_operator.decide.decision import Decision, DeletePod, Event
 from ddp_operator.decide.facts import RunFacts
 from ddp_operator.decide.quiet import is_renewal
 from ddp_operator.observe.api import Api, ApiError
+from ddp_operator.observe.pace import stretched
 from ddp_operator.observe.world import World
 from ddp_operator.settings import Settings
 from ddp_operator.turns import Key, Turns
@@ -101,8 +102,8 @@ class Reconciler:
         self._events = Events(api, identity, monotonic)
         # a write that takes longer than the lease's last third might land when another leads
         self._write_seconds = settings.lease_seconds / 3
-        self._renewal_seconds = RENEWAL_LOOKS * settings.progress_seconds
-        self._turns = Turns(self._renewal_seconds)
+        self._progress_seconds = settings.progress_seconds
+        self._turns = Turns()
         self._working: dict[Key, _Worker] = {}
         self._trouble: dict[Key, _Trouble] = {}
         self.orphans = Orphans(world, api, is_leader, self._tell, monotonic, self._write_seconds)
@@ -113,6 +114,10 @@ class Reconciler:
         """Runs of which an event may be missing: what another leader has written, and those of which one was not posted."""
         self._wrote_at = float("-inf")
         self.counts = Counts()
+
+    @property
+    def _renewal_seconds(self) -> float:
+        return stretched(RENEWAL_LOOKS * self._progress_seconds, self._world.asked_runs)
 
     @property
     def lag_seconds(self) -> float:
@@ -230,11 +235,12 @@ class Reconciler:
         stored, facts = facts, self._old_crd.remembered(key, facts)
         is_bystander = self._bystanders.note(key, facts.spec.job_ref.name, is_one=not self._world.acts(*key))
         facts = reporting(facts) if is_bystander else facts
-        decision = self._decide(facts, self._clock(), self._renewal_seconds)
+        renewal_seconds = self._renewal_seconds
+        decision = self._decide(facts, self._clock(), renewal_seconds)
         if is_bystander:  # also what was begun before the other run came
             decision = replace(decision, actions=())
         self.counts.decisions += 1
-        self._turns.looked_at(key, self._monotonic(), max(decision.look_again_seconds, SOONEST_SECONDS))
+        self._turns.looked_at(key, self._monotonic(), max(decision.look_again_seconds, SOONEST_SECONDS), renewal_seconds)
         if not self._still_leads(key):
             return
         compared = stored if self._old_crd.is_written_again(key) else facts

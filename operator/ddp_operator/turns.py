@@ -18,10 +18,9 @@ RENEWAL_SPREAD: Final = 1.3
 
 
 class Turns:
-    """Times are monotonic seconds. Numbers are renewed after `renewal_seconds` or more."""
+    """Times are monotonic seconds."""
 
-    def __init__(self, renewal_seconds: float) -> None:
-        self._renewal_seconds = renewal_seconds
+    def __init__(self) -> None:
         self._changed: dict[Key, float] = {}
         """Since when; the oldest first."""
         self._timed: dict[Key, float] = {}
@@ -48,10 +47,10 @@ class Turns:
         """Only its numbers have."""
         self.due[key] = min(max(now, self._numbers_at.get(key, now)), self.due.get(key, float("inf")))
 
-    def looked_at(self, key: Key, now: float, look_again_seconds: float) -> None:
-        """It was; when to look again without being called."""
+    def looked_at(self, key: Key, now: float, look_again_seconds: float, renewal_seconds: float) -> None:
+        """It was; when to look again without being called, and how soon at the earliest for the sake of its numbers."""
         self.due[key] = now + look_again_seconds
-        self._numbers_at[key] = now + self._renewal_seconds * random.uniform(1.0, RENEWAL_SPREAD)  # noqa: S311
+        self._numbers_at[key] = now + renewal_seconds * random.uniform(1.0, RENEWAL_SPREAD)  # noqa: S311
 
     def wait_until(self, key: Key, at: float) -> None:
         """It has failed: whatever gave it a turn meanwhile, it has none before that, or a round that takes long would cost the pause."""

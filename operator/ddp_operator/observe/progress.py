@@ -22,6 +22,7 @@ from ddp_operator.observe.clock_jumps import jump_seconds, with_times_moved
 from ddp_operator.observe.document import MAX_BYTES, DocumentError, parse
 from ddp_operator.observe.fields import text
 from ddp_operator.observe.life import Life
+from ddp_operator.observe.pace import stretched
 from ddp_operator.observe.shelf import Key
 from ddp_operator.observe.world import World
 from ddp_operator.settings import Settings
@@ -83,13 +84,20 @@ class ProgressScraper:
         """The uid of the pod that was asked last, and how often in a row it has not answered in time."""
         self._unproven: dict[Key, float] = {}
         """Runs that are said to hang, by an operator before this one, and have answered once: `updated_at` of that document."""
-        self._counted_seconds = COUNTED_PAUSES * LONGEST_PAUSE_INTERVALS * settings.progress_seconds
         self._asked_at = 0.0
         """When any pod was asked last."""
         self._jumps = 0
         """Jumps of the clock that were noticed between two requests."""
         self.requests = 0
         self.failures = 0
+
+    @property
+    def _interval_seconds(self) -> float:
+        return stretched(self._settings.progress_seconds, self._world.asked_runs)
+
+    @property
+    def _counted_seconds(self) -> float:
+        return COUNTED_PAUSES * LONGEST_PAUSE_INTERVALS * self._interval_seconds
 
     async def run(self) -> None:
         """Ask until cancelled."""
@@ -185,6 +193,7 @@ class ProgressScraper:
 
     def _look_around(self) -> None:
         """Schedule runs that are new, forget those that are gone."""
+        self._world.asked_runs = len(self._asked)
         names = set(self._world.names())
         for key in sorted(names - self._scheduled.keys()):
             self._schedule(key, self._rng.uniform(0, FIRST_LOOK_SECONDS))
@@ -213,7 +222,7 @@ class ProgressScraper:
         if key not in self._scheduled:
             return
         intervals = min(2.0 ** min(self._asked.get(key, ("", 0))[1], 10), LONGEST_PAUSE_INTERVALS)
-        usual = pause = self._settings.progress_seconds * intervals
+        usual = pause = self._interval_seconds * intervals
         if key in self._eager:
             pause = min(self._eager[key], usual)
             self._eager[key] *= 2.0

@@ -39,6 +39,8 @@ class World:
         self._pods = Shelf[tuple[str, PodFacts]]("Pod")
         self._shelves: dict[Kind, Shelf[Any]] = {"run": self._runs, "job": self._jobs, "claim": self._claims, "pod": self._pods}
         self._looks: dict[Key, ProgressLook] = {}
+        self.asked_runs = 0
+        """How many runs have a node 0 that is asked: what everybody's pace depends on."""
         self.asked, self.answered = Newest(), Newest()  # when runs were, and have; moved by who measures a jump of the clock
         self._pods_of_job: dict[Key, set[str]] = {}
         self._runs_of_job: dict[Key, set[str]] = {}

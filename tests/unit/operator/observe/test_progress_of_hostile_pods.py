@@ -370,6 +370,17 @@ async def test_no_more_than_the_bound_are_asked_at_once_and_none_twice(monkeypat
             assert scraper.failures == 0
 
 
+@pytest.mark.parametrize(("runs", "longest_seconds"), [(1, 11.5), (1_000, 11.5), (5_000, 57.5)])
+async def test_all_are_asked_more_rarely_where_there_are_very_many(runs, longest_seconds):
+    world = world_of(9)
+    world.asked_runs = runs
+    scraper = ProgressScraper(world, Settings(), Clock(), monotonic=Clock())
+    scraper._schedule(DEMO, 0.0)
+    scraper._again(DEMO)
+    assert 0.7 * longest_seconds < scraper._due.pop()[0] - 1000 <= longest_seconds
+    assert scraper._counted_seconds >= 3 * longest_seconds, "a usual pause is no jump of the clock"
+
+
 async def test_pod_that_does_not_answer_in_time_is_asked_ever_more_rarely_until_it_is_replaced():
     world = world_of(9)
     scraper = ProgressScraper(world, Settings(), Clock(), monotonic=Clock())
