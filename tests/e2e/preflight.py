@@ -9,6 +9,8 @@ from cluster import CLUSTER, CONTEXT, IMAGE, CaseError, kubectl, run, uncordon_a
 
 TOOLS = ("docker", "kind", "kubectl", "helm")
 CRD = "pytorchjobs.kubeflow.org"
+OPERATOR = "deployment/training-operator"
+"""A case that was interrupted may have left it away."""
 SECONDS = 30.0
 """Bound of each question."""
 
@@ -37,6 +39,7 @@ def check() -> str:
     versions = json.loads(_ask(f"cluster {CLUSTER} does not answer", "kubectl", "--context", CONTEXT, "version", "-o", "json"))
     missing = f"the training operator is not installed in {CLUSTER} (no CRD {CRD}); run `make kind-up`"
     _ask(missing, "kubectl", "--context", CONTEXT, "get", "crd", CRD, "-o", "name")
+    _ask("the training operator cannot be scaled", "kubectl", "--context", CONTEXT, "-n", "kubeflow", "scale", OPERATOR, "--replicas=1")
     helms = [_helm(name) for name in ("helm", "helm3") if shutil.which(name)]
     try:
         woken, nodes = uncordon_all(), kubectl("get", "nodes", "-o", "name").split()

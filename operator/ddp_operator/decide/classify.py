@@ -209,6 +209,15 @@ def root_cause(losses: Sequence[Loss]) -> Loss:
     return min(losses, key=_order)
 
 
+def may_be_echo_of(loss: Loss, first: Loss) -> bool:
+    """Whether a loss that was seen after `first` may be nothing but its echo, whatever its code.
+
+    A plain program ends with 1 when a peer was taken from it, as torchrun does; and no peer's end deletes or SIGKILLs a pod.
+    """
+    was_taken = first.cause is Cause.POD_DELETED or (first.cause is Cause.CRASH and first.exit_code == SIGKILL_EXIT)
+    return was_taken and loss.cause is Cause.USER_ERROR and not loss.is_explained
+
+
 def _order(loss: Loss) -> tuple[object, ...]:
     at = loss.at if loss.at > 0 else float("inf")
     rest = (loss.message, loss.node, loss.cause, -1 if loss.exit_code is None else loss.exit_code, loss.step, loss.durable_step or 0)

@@ -19,7 +19,7 @@ from ddp_operator.api.trainingrun import (
     TrainingRunStatus,
 )
 from ddp_operator.api.words import PREEMPTION_CAUSES, Act, Cause
-from ddp_operator.decide.classify import Loss, root_cause
+from ddp_operator.decide.classify import Loss, may_be_echo_of, root_cause
 from ddp_operator.decide.facts import RunFacts
 from ddp_operator.decide.incarnations import is_echo, looked
 from ddp_operator.decide.timing import all_run, epoch, is_finished, sane, stepping_document
@@ -94,7 +94,8 @@ def joined(memory: TrainingRunStatus, losses: Mapping[str, Loss], now: float, ac
         entry.cause, entry.exit_code, entry.message, entry.pod, entry.node, epoch(entry.at), entry.step, is_explained=incident.is_explained
     )
     # The first word stands against an equal one: else an entry would change its pod with each echo.
-    root = root_cause([replace(loss, at=max(loss.at, known.at)) for loss in losses.values()] + [replace(known, at=min(known.at, now))])
+    news = [replace(loss, at=max(loss.at, known.at)) for loss in losses.values() if not may_be_echo_of(loss, known)]
+    root = root_cause([*news, replace(known, at=min(known.at, now))])
     better = _entry(root, epoch(entry.at), action if action is not Act.NONE else entry.action)
     changes = {name: getattr(better, name) for name in ("cause", "pod", "node", "exit_code", "message", "action")}
     return memory.model_copy(

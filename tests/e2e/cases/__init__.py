@@ -6,10 +6,11 @@ from cases.gpus import gpu, health
 from cases.guard import guard
 from cases.installs import five, helm3, literal, manifests, model, restricted, two
 from cases.network import network
-from cases.operator_acts import deadline, hung, paused
-from cases.operator_bounds import budget, pending
+from cases.operator_acts import deadline, hung, leftovers, paused, queued
+from cases.operator_bounds import budget, no_progress, pending, preemptions
 from cases.operator_faults import kills, leader_killed
-from cases.operator_installs import adopted, gone, heirs
+from cases.operator_foreign import adopted, half_dead
+from cases.operator_installs import everywhere, gone, heirs
 from cases.operator_line import line
 from cases.operator_nodes import node_lost
 from cases.operator_rights import audit
@@ -17,8 +18,8 @@ from cases.upgrades import overtaken, upgrade
 
 ALL = (
     *(short, train, starting, drain, upgrade, overtaken, literal, helm3, restricted, manifests, model, two, guard, network, gpu, health),
-    *(line, adopted, paused, deadline, hung, gone, heirs),
-    *(kills, leader_killed, budget, pending, node_lost, audit),
+    *(line, adopted, half_dead, paused, queued, deadline, hung, leftovers, gone, heirs, everywhere),
+    *(kills, leader_killed, budget, preemptions, no_progress, pending, node_lost, audit),
     *(bad, config, names, full, no_operator, five),
 )
 CASES = {case.__name__: case for case in ALL}

@@ -10,12 +10,25 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from cluster import CaseError, in_node, until
+from cluster import CaseError, until
+from kernel import freeze, kill
 from release import Release
 from table import Row
 
-from cases.operator_acts import HUNG_AFTER_SECONDS, freeze
-from cases.operator_steps import KNOWN_SECONDS, TRAINS_SECONDS, Story, leader, operators, status_of, suspend, suspended, trains
+from cases.operator_acts import HUNG_AFTER_SECONDS
+from cases.operator_steps import (
+    KNOWN_SECONDS,
+    TRAINS_SECONDS,
+    Story,
+    generation,
+    leader,
+    operators,
+    set_policy,
+    status_of,
+    suspend,
+    suspended,
+    trains,
+)
 from cases.steps import GONE_SECONDS
 
 KILLS = 50
@@ -26,8 +39,6 @@ LEASE_SECONDS = 3
 LEFT_ALONE_SECONDS = 40.0
 """For so long a user's pause must last, while operators come and go."""
 TAKEOVER_SECONDS = 20.0
-KILL_PROCESS = """for d in $(find /sys/fs/cgroup -type d -name '*{uid}*'); do find $d -name cgroup.procs -exec cat {{}} +; done | sort -u |
-while read p; do if grep -aq ddp-operator /proc/$p/cmdline; then kill -9 $p && echo $p; fi; done"""
 
 
 def kills(release: Release) -> Iterator[Row]:
@@ -44,9 +55,8 @@ def kills(release: Release) -> Iterator[Row]:
         for story in (first, second):
             story.wait("past a durable step", TRAINS_SECONDS, lambda look: look.durable > 0)
         for one in (release, other):
-            patch = f'{{"spec":{{"policy":{{"hungAfter":"{HUNG_AFTER_SECONDS}s"}}}}}}'
-            one.kubectl("patch", "trainingrun", one.name, "--type=merge", "-p", patch)
-        before = {one.name: _generation(one) for one in (release, other)}
+            set_policy(one, hungAfter=f"{HUNG_AFTER_SECONDS}s")
+        before = {one.name: generation(one) for one in (release, other)}
         ledgers = {one.name: Ledger(one) for one in (release, other)}
         killer = Killer(release)
         try:
@@ -94,7 +104,7 @@ def _after(release: Release, before: int, pauses: int, ledger: Ledger) -> Row:
     """What must be true of a run: as many pauses as there were reasons, no open intent, and a ledger that only grew."""
     status = status_of(release)
     entries = [f"{entry['cause']} {entry.get('action', '')}".strip() for entry in status["ledger"]]
-    restarts, pairs = status["restarts"]["byOperator"], _generation(release) - before
+    restarts, pairs = status["restarts"]["byOperator"], generation(release) - before
     good = restarts == 1 and pairs == 2 * pauses and "intent" not in status and not suspended(release)
     good = good and sum(entry.endswith("GangRestart") for entry in entries) == 1 and not ledger.broken
     words = f"{restarts} by the operator, generation +{pairs}, ledger {entries}, in {ledger.looks} looks {ledger.broken or 'it only grew'}"
@@ -109,35 +119,23 @@ def leader_killed(release: Release) -> Iterator[Row]:
         yield trains(story, "before", started)
         story.wait("past a durable step", TRAINS_SECONDS, lambda look: look.durable > 0)
         until("two operators that are ready", 60, lambda: len([pod for pod in operators(release) if _ready(pod)]) == 2)
-        patch = f'{{"spec":{{"policy":{{"hungAfter":"{HUNG_AFTER_SECONDS}s"}}}}}}'
-        release.kubectl("patch", "trainingrun", release.name, "--type=merge", "-p", patch)
-        before, durable = _generation(release), story.last.durable
+        set_policy(release, hungAfter=f"{HUNG_AFTER_SECONDS}s")
+        before, durable = generation(release), story.last.durable
         for pod in release.pods():
             freeze(pod)
         until("a job that the operator has paused", 2 * HUNG_AFTER_SECONDS + 5 * KNOWN_SECONDS, lambda: suspended(release))
         at, old = time.time(), leader(release)
-        _kill_process(next(pod for pod in operators(release) if old.startswith(pod["metadata"]["name"])))
+        kill(next(pod for pod in operators(release) if old.startswith(pod["metadata"]["name"])), "ddp-operator")
         release.kubectl("delete", "pod", old.rpartition("_")[0] or old, "--grace-period=0", "--force")
         new = until("another leader", 2 * TAKEOVER_SECONDS, lambda: name if (name := leader(release)) != old else None)
         took = time.time() - at
         expected = f"another leads in < {TAKEOVER_SECONDS:.0f} s"
         yield Row("the leader is killed", expected, f"{old} -> {new}", took, slow=took >= TAKEOVER_SECONDS)
         story.wait("Running again", TRAINS_SECONDS, lambda look: look.phase == "Running" and look.step >= durable, since=at)
-        status, pairs = status_of(release), _generation(release) - before
+        status, pairs = status_of(release), generation(release) - before
         good = status["restarts"]["byOperator"] == 1 and pairs == 2 and not suspended(release)
         words = f"{story.words(at)}; {status['restarts']['byOperator']} restart, generation +{pairs}"
         yield Row("its restart", "finished once: generation +2", words, time.time() - at, good)
-
-
-def _kill_process(pod: dict[str, Any]) -> None:
-    """SIGKILL by the node: a pod that is deleted by force is still told to end, and gives up its lease."""
-    uid = pod["metadata"]["uid"].replace("-", "_")
-    if not in_node(pod["spec"]["nodeName"], KILL_PROCESS.format(uid=uid)).strip():
-        raise CaseError(f"no process of {pod['metadata']['name']} was found")
-
-
-def _generation(release: Release) -> int:
-    return int(release.kubectl("get", "pytorchjob", release.job, "-o", "jsonpath={.metadata.generation}"))
 
 
 def _is_meant(release: Release) -> bool:
@@ -237,7 +235,7 @@ class Killer:
         # the kubelet makes a container that was killed wait longer each time, a new pod begins anew
         if pod["status"]["containerStatuses"][0]["restartCount"] == 0 and self._dice.random() < 0.5:
             how = "SIGKILL"
-            _kill_process(pod)
+            kill(pod, "ddp-operator")
         else:
             how = "delete --force"
             self.release.kubectl("delete", "pod", name, "--grace-period=0", "--force")

@@ -1,18 +1,17 @@
-"""Ways in which operators and runs come and go: jobs of others, everything at once, and releases that inherit the lead."""
+"""Ways in which operators and runs come and go: everything at once, releases that inherit the lead, and one operator for the cluster."""
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator
-from typing import Any
 
-from cluster import OPERATOR_IMAGE, CaseError, kubectl, until
+from cluster import OPERATOR_IMAGE, kubectl, until
 from release import Release
 from table import Row
 
-from cases.operator_steps import KNOWN_SECONDS, TRAINS_SECONDS, Story, status_of, trains
+from cases.operator_rights import denied
+from cases.operator_steps import KNOWN_SECONDS, TRAINS_SECONDS, Story, leader, trains
 from cases.steps import GONE_SECONDS
 
 END_SECONDS = 60.0
@@ -20,43 +19,9 @@ END_SECONDS = 60.0
 REMAINING = '{.status.phase} {.status.conditions[?(@.type=="NamespaceContentRemaining")].message}'
 """Of a namespace that is being deleted: "Some resources are remaining: pods. has 2 resource instances"."""
 TAKEOVER_SECONDS = 20.0
-FOREIGN = "mnist"
-FOREIGN_SECONDS = 40
-
-
-def foreign_job() -> dict[str, Any]:
-    """Like upstream's simple.yaml, with an image that is not the trainer's: no telemetry, restartPolicy OnFailure."""
-    container = {"name": "pytorch", "image": OPERATOR_IMAGE, "command": ["python", "-c", f"import time; time.sleep({FOREIGN_SECONDS})"]}
-    replica = {"replicas": 1, "restartPolicy": "OnFailure", "template": {"spec": {"containers": [container]}}}
-    return {
-        "apiVersion": "kubeflow.org/v1",
-        "kind": "PyTorchJob",
-        "metadata": {"name": FOREIGN, "labels": {"ddp-operator.io/track": "true"}},
-        "spec": {"pytorchReplicaSpecs": {"Master": replica, "Worker": replica}},
-    }
-
-
-def adopted(release: Release) -> Iterator[Row]:
-    """job.enabled=false installs the operator alone; a labelled job of somebody else's is adopted, followed to its end, and goes alone."""
-    release.install("job.enabled=false")
-    release.apply(foreign_job())
-    started = time.time()
-    until("a TrainingRun", KNOWN_SECONDS, lambda: release.kubectl("get", "trainingrun", FOREIGN, check=False).startswith("NAME"))
-    with Story(release, FOREIGN) as story:
-        look = story.wait_phase("Running", TRAINS_SECONDS)
-        yield Row(
-            "a foreign job",
-            "Running, progress unknown",
-            f"{look.word}: {look.message[:160]}",
-            look.time - started,
-            "progress" not in status_of(release, FOREIGN),
-        )
-        look = story.wait_phase("Succeeded", FOREIGN_SECONDS + TRAINS_SECONDS)
-        yield Row("its end", "Succeeded", story.words(), look.time - started)
-    at = time.time()
-    release.kubectl("delete", "pytorchjob", FOREIGN)
-    until("no TrainingRun", KNOWN_SECONDS, lambda: not release.items("trainingruns"))
-    yield Row("the job is deleted", "its TrainingRun goes with it", "gone", time.time() - at)
+MANIFESTS = "manifests/operator"
+ITS_NAMESPACE, ITS_LABEL = "ddp-operator", "ddp-operator.io/operator-of=ddp"
+"""What the manifests install, but for the CRD, which everybody shares."""
 
 
 def gone(release: Release) -> Iterator[Row]:
@@ -99,14 +64,14 @@ def heirs(release: Release) -> Iterator[Row]:
     other.install("replicas=1")
     with Story(other) as story:
         yield trains(story, "the second", at)
-        leader = _leader(release)
-        yield Row("who leads", "the first one's operator", leader, good=leader.startswith("ddp-demo-operator-"))
+        first = leader(release)
+        yield Row("who leads", "the first one's operator", first, good=first.startswith("ddp-demo-operator-"))
         at = time.time()
         release.do_helm("uninstall")
         heir = until(
             "another leader",
             TAKEOVER_SECONDS + KNOWN_SECONDS,
-            lambda: name if (name := _leader(release)).startswith("ddp-other-operator-") else None,
+            lambda: name if (name := leader(release)).startswith("ddp-other-operator-") else None,
         )
         took = time.time() - at
         yield Row(
@@ -122,8 +87,37 @@ def heirs(release: Release) -> Iterator[Row]:
     other.do_helm("uninstall")
 
 
-def _leader(release: Release) -> str:
-    found = json.loads(release.kubectl("get", "lease", "ddp-operator", "-o", "json"))
-    if not (holder := found["spec"].get("holderIdentity")):
-        raise CaseError("nobody holds the lease")
-    return str(holder)
+def everywhere(release: Release) -> Iterator[Row]:
+    """One operator for the cluster looks after a run of another namespace, by the chart and by the manifests, and is denied nothing."""
+    other = Release(f"{release.namespace}-run", name="ddp-other")
+    other.delete()
+    _remove_manifests()
+    release.afterwards += [_remove_manifests, other.delete]
+    other.create_namespace()
+    release.install("job.enabled=false", "operator.clusterWide=true")
+    started = time.time()
+    other.install("replicas=2", "operator.enabled=false", "trainingRun.enabled=true")
+    with Story(other) as story:
+        yield trains(story, f"a run in {other.namespace}", started)
+        yield _lost_and_back(other, story, "its worker is deleted")
+        yield denied(release.namespace)
+        release.do_helm("uninstall")
+        kubectl("apply", "-k", MANIFESTS)
+        kubectl("-n", ITS_NAMESPACE, "set", "image", "deployment/ddp-operator", f"operator={OPERATOR_IMAGE}")
+        kubectl("-n", ITS_NAMESPACE, "rollout", "status", "deployment/ddp-operator", "--timeout=90s")
+        yield _lost_and_back(other, story, f"kubectl apply -k {MANIFESTS}, and again")
+        yield denied(ITS_NAMESPACE)
+
+
+def _lost_and_back(release: Release, story: Story, what: str) -> Row:
+    at, durable = time.time(), story.last.durable
+    release.kubectl("delete", "pod", f"{release.job}-worker-0", "--wait=false")
+    lost = story.wait_phase("Restarting", KNOWN_SECONDS, since=at)
+    back = story.wait("Running again", TRAINS_SECONDS, lambda look: look.phase == "Running", since=lost.time)
+    good = lost.reason == "PodDeleted" and back.step >= durable
+    return Row(what, "Restarting (PodDeleted), Running", f"{story.words(at)}, step {back.step}", back.time - at, good)
+
+
+def _remove_manifests() -> None:
+    kubectl("delete", "namespace", ITS_NAMESPACE, "--ignore-not-found", timeout=240)
+    kubectl("delete", "clusterroles,clusterrolebindings", "-l", ITS_LABEL)

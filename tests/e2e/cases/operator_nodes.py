@@ -11,7 +11,7 @@ from release import JOB_LABEL, Release, bystander
 from table import Row
 from watching import place_of
 
-from cases.operator_steps import TRAINS_SECONDS, Story, status_of, trains
+from cases.operator_steps import TRAINS_SECONDS, Story, set_policy, status_of, trains
 
 TOLD_SECONDS = 10
 """Until pods are told to leave (`policy.nodeLostAfterSeconds`); the operator's own bound is a minute more, and set shorter here."""
@@ -48,8 +48,7 @@ def node_lost(release: Release) -> Iterator[Row]:
         moved = first.last.time
         first.wait("Running again", TRAINS_SECONDS, lambda look: look.phase == "Running", since=moved)
         for one in (release, other):
-            patch = json.dumps({"spec": {"policy": {"nodeLostAfter": f"{FREED_AFTER_SECONDS}s"}}})
-            one.kubectl("patch", "trainingrun", one.name, "--type=merge", "-p", patch)
+            set_policy(one, nodeLostAfter=f"{FREED_AFTER_SECONDS}s")
         release.afterwards.append(lambda: _start(dies))
         first.wait("past a durable step", TRAINS_SECONDS, lambda look: look.durable > 0)
         durable, at = first.last.durable, time.time()

@@ -13,6 +13,7 @@ from table import Row
 
 LOG = "/var/log/kubernetes/audit.log"
 DENIED = {401, 403}
+ACCOUNT = "system:serviceaccount"
 RARE: dict[tuple[str, str], str] = {("get", "trainingruns"): "after a write that met another's"}
 """Granted for what no case brings about."""
 Right = tuple[str, str]
@@ -25,10 +26,10 @@ def audit(release: Release) -> Iterator[Row]:
     granted = {right for role in release.items("roles") if "operator" in role["metadata"]["name"] for right in _rights(role)}
     if not granted:
         raise CaseError("the release has no role of the operator")
-    used, denied = _asked()
+    used, refused = _asked()
     words = ", ".join(f"{verb} {resource} {used[verb, resource]}" for verb, resource in sorted(used, key=lambda right: right[::-1]))
     yield Row("what operators asked for", "within their roles", words, good=set(used) <= granted)
-    yield Row("denied", "nothing", ", ".join(denied) or "nothing", good=not denied)
+    yield Row("denied", "nothing", ", ".join(refused) or "nothing", good=not refused)
     unused = sorted(granted - set(used))
     words = ", ".join(
         f"{verb} {resource}" + (f" ({RARE[verb, resource]})" if (verb, resource) in RARE else "") for verb, resource in unused
@@ -36,12 +37,19 @@ def audit(release: Release) -> Iterator[Row]:
     yield Row("granted and never used", "nothing, but for what is rare", words or "nothing", good=set(unused) <= set(RARE))
 
 
+def denied(namespace: str) -> Row:
+    """Of all that operators of a namespace asked for nothing was denied."""
+    used, refused = _asked(f"{namespace}:")
+    words = ", ".join(refused) or f"nothing, of {used.total()} requests"
+    return Row(f"denied to the operator of {namespace}", "nothing", words, good=used.total() > 0 and not refused)
+
+
 def _rights(role: dict[str, Any]) -> set[Right]:
     return {(verb, resource) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
 
 
-def _asked() -> tuple[Counter[Right], list[str]]:
-    """What was asked how often, a request counted once, and each kind of request that was denied.
+def _asked(of: str = "") -> tuple[Counter[Right], list[str]]:
+    """What operators (those whose account begins so) asked for how often, a request counted once, and each kind that was denied.
 
     Raises:
         NotRunError: the API server keeps no such log.
@@ -51,11 +59,14 @@ def _asked() -> tuple[Counter[Right], list[str]]:
     except CaseError:
         raise NotRunError(f"the API server of {CLUSTER} keeps no audit log; run tests/e2e/audit-up.sh {CLUSTER}") from None
     requests: dict[str, Right] = {}
-    denied: dict[str, list[str]] = {}
+    refused: dict[str, list[str]] = {}
     bad: list[str] = []
     # by the time when they came: a watch is written down again when it ends
     for entry in sorted(map(json.loads, lines), key=lambda entry: entry["requestReceivedTimestamp"]):
-        if not entry["user"]["username"].endswith("-operator") or "objectRef" not in entry:  # a probe of /api is nobody's right
+        name = entry["user"]["username"]
+        if (
+            not (name.endswith("-operator") and name.startswith(f"{ACCOUNT}:{of}")) or "objectRef" not in entry
+        ):  # a probe of /api is nobody's right
             continue
         target = entry["objectRef"]
         resource = "/".join(filter(None, (target["resource"], target.get("subresource"))))
@@ -63,8 +74,8 @@ def _asked() -> tuple[Counter[Right], list[str]]:
         account = entry["user"]["uid"]  # of one installation: a name comes again
         requests[entry["auditID"]] = (entry["verb"], resource)
         if code not in DENIED:
-            bad += denied.pop(account, [])
+            bad += refused.pop(account, [])
         else:
-            denied.setdefault(account, []).append(f"{entry['verb']} {resource}: {words[:160]}")
-    # What is still in `denied` was asked after the last request that was allowed: an uninstall takes the role before the process.
+            refused.setdefault(account, []).append(f"{entry['verb']} {resource}: {words[:160]}")
+    # What is still in `refused` was asked after the last request that was allowed: an uninstall takes the role before the process.
     return Counter(requests.values()), [f"{count} x {what}" for what, count in Counter(bad).items()]

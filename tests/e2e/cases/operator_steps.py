@@ -101,16 +101,33 @@ def line_of(release: Release) -> str:
     return " ".join(release.kubectl("get", "trainingruns", release.name, "--no-headers").split())
 
 
-def suspended(release: Release) -> bool:
-    """Whether the newest job is."""
-    return release.kubectl("get", "pytorchjob", release.job, "-o", "jsonpath={.spec.runPolicy.suspend}") == "true"
+def suspended(release: Release, job: str = "") -> bool:
+    """Whether the newest job is, or the one of that name."""
+    return release.kubectl("get", "pytorchjob", job or release.job, "-o", "jsonpath={.spec.runPolicy.suspend}") == "true"
 
 
-def suspend(release: Release, *, wish: bool) -> float:
-    """As a user does it; gives the time."""
+def generation(release: Release, job: str = "") -> int:
+    """How often the wish of the newest job, or of the one of that name, was changed: 1 is never."""
+    return int(release.kubectl("get", "pytorchjob", job or release.job, "-o", "jsonpath={.metadata.generation}"))
+
+
+def suspend(release: Release, job: str = "", *, wish: bool) -> float:
+    """As a user does it, or Kueue; gives the time."""
     patch = json.dumps({"spec": {"runPolicy": {"suspend": wish}}})
-    release.kubectl("patch", "pytorchjob", release.job, "--type=merge", "-p", patch)
+    release.kubectl("patch", "pytorchjob", job or release.job, "--type=merge", "-p", patch)
     return time.time()
+
+
+def set_policy(release: Release, run: str = "", **policy: Any) -> None:
+    """Change some fields of a TrainingRun's policy."""
+    patch = json.dumps({"spec": {"policy": policy}})
+    release.kubectl("patch", "trainingrun", run or release.name, "--type=merge", "-p", patch)
+
+
+def ledger_of(release: Release, run: str = "") -> list[str]:
+    """Cause and action of each entry: `Hang GangRestart`."""
+    entries = status_of(release, run).get("ledger", [])
+    return [" ".join(word for word in (entry["cause"], entry.get("action", "")) if word not in {"", "None"}) for entry in entries]
 
 
 def trains(story: Story, what: str, started: float) -> Row:

@@ -50,6 +50,24 @@ def fails_twice_apart(job):
     job.crash("worker-0", 160)
 
 
+def killed_and_a_plain_peer_notices(job):
+    job.crash("worker-0", 137)
+    job.pass_time(2)
+    job.crash("master-0", 1)
+
+
+def vanishes_and_a_plain_peer_notices(job):
+    vanishes_unseen(job)
+    job.pass_time(2)
+    job.crash("master-0", 1)
+
+
+def aborts_after_a_plain_error(job):
+    job.crash("worker-0", 134)
+    job.pass_time(2)
+    job.crash("master-0", 1)
+
+
 STORIES = [
     (crash_all_with_echoes, [("Crash", "worker-0")], (1, 0)),
     (echoes_first, [("Crash", "worker-0")], (1, 0)),
@@ -70,6 +88,22 @@ def test_an_incident_has_one_root_cause_and_is_counted_once(story, causes, count
     assert job.status.phase == "Running"
     assert all(entry.recovered_at for entry in job.status.ledger)
     assert job.told().count("Restarted") == len(causes)
+
+
+PLAIN_PROGRAMS = [
+    (killed_and_a_plain_peer_notices, [("Crash", "worker-0")], (1, 0)),
+    (vanishes_and_a_plain_peer_notices, [("PodDeleted", "worker-1")], (0, 1)),
+    (aborts_after_a_plain_error, [("UserError", "master-0")], (1, 0)),
+]
+
+
+@pytest.mark.parametrize(("story", "causes", "counts"), PLAIN_PROGRAMS, ids=[row[0].__name__ for row in PLAIN_PROGRAMS])
+def test_a_plain_program_that_ends_with_1_because_a_peer_was_taken_is_not_the_cause(story, causes, counts):
+    job = trained(is_foreign=True)
+    story(job)
+    job.pass_time(1)
+    assert [(entry.cause.value, entry.pod.removeprefix("demo-")) for entry in job.status.ledger] == causes
+    assert (job.status.restarts.failures, job.status.restarts.preemptions) == counts
 
 
 def test_recovery_names_the_steps_that_were_done_again():
