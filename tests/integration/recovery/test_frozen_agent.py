@@ -24,7 +24,7 @@ def test_a_frozen_agent_is_not_waited_for_at_the_end_when(ddp, small, setting, n
     if signum:
         os.kill(agents[node], signum)
     assert run.wait() == 0, run.output
-    assert run.of_kind("fault") == []
+    assert signum == signal.SIGKILL or run.of_kind("fault") == [], "the loss of the one that is killed may be told"
     assert len(run.of_kind("form")) == 1, "nobody met again, for there was nothing to do"
     assert run.progress["phase"] == "finished"
     assert (run.run_dir / "checkpoints" / "step-000000005").is_dir()

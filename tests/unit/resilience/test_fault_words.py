@@ -21,6 +21,12 @@ def test_a_rank_killed_by_a_signal_is_a_crash_named_after_it(tmp_path, signum):
     assert ("out of memory" in fault.message) == (signum == signal.SIGKILL)
 
 
+def test_a_rank_that_ends_with_0_before_its_training_is_an_error_of_the_users_code(tmp_path):
+    fault = of_death(0, tmp_path / "none", node=1, rank=5, step=42)
+    assert (fault.cause, fault.exit, fault.step) == ("user_error", 1, 42)
+    assert "before training did" in fault.message
+
+
 def test_a_signal_without_a_name_is_a_crash_too(tmp_path):
     assert of_death(-(signal.SIGRTMIN + 3), tmp_path / "none", 0, 0, 0).message == f"killed by signal {signal.SIGRTMIN + 3}"
 

@@ -185,19 +185,11 @@ def test_saving_rank_that_gets_somewhere_lives():
         assert node.passes(500) is None
 
 
-@pytest.mark.parametrize("phase", ["failed", "something new"])
+@pytest.mark.parametrize("phase", ["failed", "finished", "something new"])
 def test_rank_in_a_phase_without_a_limit_never_stands_still(phase):
     node = Node().started()
     node.say(phase=phase)
     assert node.passes(5000) is None
-
-
-def test_rank_that_has_finished_and_does_not_end_has_the_limit_of_a_save():
-    node = Node().started()
-    node.trains(5, 1)
-    node.say(phase="finished")
-    stall = node.passes(5000)
-    assert (stall.phase, stall.limit_seconds) == ("finished", POLICY.save_limit_seconds)
 
 
 def test_rank_that_ended_is_not_waited_for():

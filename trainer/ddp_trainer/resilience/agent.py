@@ -98,6 +98,7 @@ class GangAgent(SimpleElasticAgent):
         self._environment = environment
         self._rank_logs = rank_logs
         self._running: dict[int, int] = {}  # pid -> local rank
+        self._finished_since: dict[int, float] = {}  # by pid: when it was first seen to have finished without ending
         self._ending = Ending(FINISHED)
         self._judge = Judge(barrier, chronicle, events, config.fault_tolerance)
         self._departure = Departure(custody, config.fault_tolerance.preemption_grace_seconds)
@@ -267,7 +268,7 @@ class GangAgent(SimpleElasticAgent):
             if self._departure.is_asked and self._may_go(has_finished=finished_since is not None) and not is_durable:
                 return self._preempted()
             left_since = left_since or (time.monotonic() if any(death.code == LEFT_EXIT for death in deaths) else None)
-            failed = failed or any(death.code not in {0, LEFT_EXIT} for death in deaths)
+            failed = failed or not all(death.code == LEFT_EXIT or self._has_finished(self._running.get(death.pid)) for death in deaths)
             for fault in self._faults(deaths):
                 _log.warning("%s", fault.sentence)
                 (barrier.post_echo if fault.cause == ECHO else barrier.post_fault)(fault.to_json())
@@ -281,7 +282,8 @@ class GangAgent(SimpleElasticAgent):
                 self._judge.after_leaving(left_since)
             elif barrier.node == 0 and self._running and barrier.waiting():
                 self._custody.memory.ask_to_leave(self._chronicle.attempt)  # and then let in who waits
-            self._judge.look()
+            if barrier.node != 0 or finished_since is None:  # a fault that comes after that changes nothing: see _is_over
+                self._judge.look()
             if barrier.is_superseded():
                 self._judge.account()
                 return None
@@ -333,6 +335,7 @@ class GangAgent(SimpleElasticAgent):
                 _log.warning("%s", sentence)
                 if self._events:
                     self._events.append("note", message=sentence)
+        self._end_finished()
         traces = {local: (pid, self._trace(local)) for pid, local in self._running.items()}
         hang = self._diagnosis.hang(own, traces, {worker.local_rank: worker.global_rank for worker in self._worker_group.workers})
         if hang is None:
@@ -342,11 +345,27 @@ class GangAgent(SimpleElasticAgent):
             self._events.append("stacks", stacks=hang.stacks)
         (self._barrier.post_fault if hang.is_root else self._barrier.post_echo)(hang.fault.to_json())
 
+    def _has_finished(self, local_rank: int | None) -> bool:
+        """Whether a rank has said so in this attempt: then it is done, however its process ends; and else it is not, also with a 0."""
+        if local_rank is None:  # killed by us, of a time before
+            return True
+        facts = self._page.read(local_rank) or {}
+        return facts.get("phase") == "finished" and facts.get("attempt") == self._chronicle.attempt
+
+    def _end_finished(self) -> None:
+        """A rank that has finished and does not end, in the tear-down of a library, is ended: no hang, since nothing is left to do."""
+        for pid, local_rank in self._running.items():
+            since = self._finished_since.setdefault(pid, time.monotonic()) if self._has_finished(local_rank) else None
+            if since is not None and time.monotonic() - since > self._config.fault_tolerance.save_limit_seconds:
+                _log.warning("process %d (local rank %d) has finished and does not end; it is killed", pid, local_rank)
+                self._zygote.kill(pid, signal.SIGKILL)
+
     def _faults(self, deaths: list[Death]) -> list[Fault]:
         found = []
         for death in deaths:
             local_rank = self._running.pop(death.pid, None)
-            if local_rank is None or death.code in {0, LEFT_EXIT} or (death.code == -signal.SIGSEGV and self._diagnosis.has_looked):
+            is_over = local_rank is None or death.code == LEFT_EXIT or self._has_finished(local_rank)
+            if local_rank is None or is_over or (death.code == -signal.SIGSEGV and self._diagnosis.has_looked):
                 continue
             worker = self._worker_group.workers[local_rank]
             step = int((self._page.read(local_rank) or {}).get("step") or 0)

@@ -210,6 +210,7 @@ class Chronicle:
         self.interrupted_by = PREEMPTED.cause if leaves_with is PREEMPTED else None
         if not leaves_with.retried:
             self.begun_with = ""
+            self.record = Record()  # whoever starts it again has mended something
         self.save()
 
     def ledger(self) -> Ledger:

@@ -75,7 +75,7 @@ class Ending:
 
 
 def of_death(code: int, note: Path, node: int, rank: int, step: int) -> Fault:
-    """Why a rank ended with a code other than 0: from the note it left, or from its signal.
+    """Why a rank ended before its training did: from the note it left, or from its signal.
 
     Args:
         code: exit code, or minus the signal.
@@ -84,6 +84,8 @@ def of_death(code: int, note: Path, node: int, rank: int, step: int) -> Fault:
         rank: its global rank.
         step: the last step it was seen to have done.
     """
+    if code == 0:
+        return Fault("user_error", node, rank, 1, step, "its process ended with 0 before training did; look for an exit() in the task")
     if code < 0:
         name = signal.Signals(-code).name if -code in {*signal.Signals} else f"signal {-code}"
         hint = "; likely out of memory, or killed by hand" if name == "SIGKILL" else ""

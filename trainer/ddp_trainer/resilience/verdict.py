@@ -64,8 +64,8 @@ def judge(fault: Fault, durable_step: int, record: Record, policy: FaultToleranc
     if is_exception and counted.identical_errors >= IDENTICAL_ERRORS:
         return Verdict(USER_ERROR, f"{fault.sentence} (the same error {counted.identical_errors} times)", counted)
     if counted.without_progress > policy.no_progress_restarts:
-        # a hang or a failed collective may be the machines': others are tried, once, before the same again at the same step is a bug
-        is_stuck = counted.identical_errors > 1 and record.without_progress > policy.no_progress_restarts
+        # a hang or a failed collective may be the machines': others are tried, and only as many again at the same step are a bug
+        is_stuck = counted.identical_errors >= 2 * (policy.no_progress_restarts + 1)
         leave = NO_PROGRESS if fault.cause == "crash" or is_stuck else fault.leaves_with
         return Verdict(leave, f"{fault.sentence} ({policy.no_progress_restarts} restarts without a newer checkpoint)", counted)
     if is_crash and counted.crashes > policy.max_restarts:

@@ -140,7 +140,6 @@ class Watchdog:
             "training": self._step_limit_seconds(watched),
             "evaluating": policy.evaluate_limit_seconds,
             "saving": policy.save_limit_seconds,
-            "finished": policy.save_limit_seconds,  # all is done, and yet the process has not ended
         }
         limit_seconds = limits.get(watched.phase)
         if limit_seconds is not None and watched.first_step_seconds is None:
