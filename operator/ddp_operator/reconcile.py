@@ -56,6 +56,10 @@ REFUSED: Final = (400, 403, 405, 422)
 """Answers to an act that trying again will not change: rights, an admission policy. Others are a moment's."""
 EVENT_ATTEMPTS: Final = 3
 EVENT_PAUSE_SECONDS: Final = 1.0
+EVENT_SECONDS: Final = 2.0
+"""An event's bound: it is for people, and what is true waits behind it."""
+EVENT_BACKOFF: Final = Backoff(longest_seconds=60.0)
+"""For all runs together: while the event store is slow or away, each of a thousand runs would wait for it in each of its rounds."""
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +116,9 @@ class Reconciler:
         self._led = False
         self._untold: set[Key] = set()
         """Runs of which an event may be missing: what another leader has written, and those of which one was not posted."""
+        self._no_events_before = float("-inf")
+        self._event_failures = 0
+        """In a row, of any run's."""
         self._wrote_at = float("-inf")
         self.counts = Counts()
 
@@ -253,10 +260,12 @@ class Reconciler:
             self.counts.pruned += self._old_crd.note_written(key, decision.status, body, self._world.facts_of(*key))
         failure = None if self._old_crd.forbids_acts(key) else await self._act(facts, decision)
         # told even if an action failed: the status says it now, so no later decision would tell it
-        again = announce.recent(facts.status, self._clock()) if key in self._untold else ()
-        told = [await self._tell(facts, event, attempts=1) for event in again] + [
-            await self._tell(facts, event) for event in decision.events
-        ]
+        told = [await self._tell(facts, event) for event in decision.events]
+        if key in self._untold:
+            for event in announce.recent(facts.status, self._clock()):
+                told.append(await self._tell(facts, event, attempts=1))
+                if not told[-1]:
+                    break  # the others would fare no better now
         (self._untold.discard if all(told) else self._untold.add)(key)
         if failure is not None:
             raise failure
@@ -282,17 +291,23 @@ class Reconciler:
     async def _tell(self, facts: RunFacts, event: Event, attempts: int = EVENT_ATTEMPTS) -> bool:
         """Whether it is there now."""
         key = (facts.namespace, facts.name)
-        while self._still_leads(key):
+        while self._monotonic() >= self._no_events_before and self._still_leads(key):
             attempts -= 1
             try:
-                self.counts.events += await self._events.post(facts, event, timeout_seconds=self._write_seconds)
+                self.counts.events += await self._events.post(facts, event, timeout_seconds=EVENT_SECONDS)
             except ApiError as error:
-                if attempts > 0 and error.status in (0, 429, 500, 502, 503, 504):
+                is_passing = error.status in (0, 429, 500, 502, 503, 504)
+                if is_passing and attempts > 0:
                     await asyncio.sleep(EVENT_PAUSE_SECONDS)
                     continue
+                if is_passing:
+                    self._event_failures += 1
+                    pause_seconds = EVENT_BACKOFF.after(self._event_failures, error.retry_after_seconds)
+                    self._no_events_before = self._monotonic() + pause_seconds
                 self.counts.events_refused += 1
                 _log.warning("Event %s was not posted: %s", event.reason, error.reason, extra=_fields(key))
                 return False
+            self._event_failures = 0
             return True
         return False
 

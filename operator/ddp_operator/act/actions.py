@@ -47,16 +47,21 @@ async def _suspend(api: Api, namespace: str, action: SuspendJob | ResumeJob, *, 
         who = {"fieldManager": FIELD_MANAGER}
         return await api.request("PATCH", path, query=who, body=[*guards, change], content_type=JSON_PATCH, timeout_seconds=timeout_seconds)
 
+    is_same = False
     try:
         try:
             return await patch({"op": "add", "path": "/spec/runPolicy/suspend", "value": wish})
         except ApiError as error:
-            # also when spec.runPolicy is missing, which is optional: the server does not say which operation failed
-            if error.status != INVALID or "runPolicy" in await _spec(api, path, action, timeout_seconds):
+            # also when spec.runPolicy is missing, which is optional, or an admission policy says no: which of them is not said
+            if error.status != INVALID:
+                raise
+            spec = await _spec(api, path, action, timeout_seconds)
+            is_same = True
+            if "runPolicy" in spec:
                 raise
             return await patch({"op": "add", "path": "/spec/runPolicy", "value": {"suspend": wish}})
     except ApiError as error:
-        if error.status in (CONFLICT, GONE, INVALID):
+        if error.status in (CONFLICT, GONE) or (error.status == INVALID and not is_same):
             raise ConflictError(f"job {namespace}/{action.job} was not {'suspended' if wish else 'resumed'}: {error.reason}") from error
         raise
 

@@ -107,7 +107,7 @@ def _told(facts: RunFacts, truth: Truth, now: float) -> TrainingRunStatus:
             "checkpoint": _checkpoint(facts, now),
             "replicas": _replicas(facts),
             "claims": claim_statuses(facts),
-            "timing": timing.reached(timing.with_numbers(facts, memory.timing), truth.phase, now),
+            "timing": timing.reached(facts, timing.with_numbers(facts, memory.timing), truth.phase, now),
         }
     )
     return status.model_copy(update={"conditions": conditions(replace(facts, status=status), now)})

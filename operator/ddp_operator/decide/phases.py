@@ -202,8 +202,9 @@ def _without_progress(view: _View) -> Truth | None:
     if hung:
         return hung
     before = _as_before(view)
-    if look.document is None and before and before.phase in _WITH_ALL_PODS and epoch(stored.phase_since) >= _all_run_since(view):
-        return before  # of these same pods: a predecessor has had an answer, this operator has not yet
+    is_of_these_pods = look.document is None and before is not None and epoch(stored.phase_since) >= _all_run_since(view)
+    if is_of_these_pods and before and before.phase in (_WITH_ALL_PODS if was_reached else {Phase.RUNNING}):
+        return before  # a predecessor has had an answer, or has long waited for one; this operator has not yet
     if not was_reached and look.asked_at - max(_all_run_since(view), look.unanswered_since) > _hung_after(view):
         return Truth(Phase.RUNNING, "", f"progress is not known: node 0 does not answer on port {lead.progress_port}; {_let_in(lead)}")
     return _starting(view, not_yet)

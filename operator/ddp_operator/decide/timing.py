@@ -92,10 +92,11 @@ def with_numbers(facts: RunFacts, timing: TimingStatus) -> TimingStatus:
     )
 
 
-def reached(timing: TimingStatus, phase: Phase, now: float) -> TimingStatus:
-    """With the moments that the phase tells: the first of Running, also for who tells no steps, and the end, if it is there."""
+def reached(facts: RunFacts, timing: TimingStatus, phase: Phase, now: float) -> TimingStatus:
+    """With the moments that the phase tells: the first of Running, where no pod can tell of steps, and the end, if it is there."""
+    is_first = phase is Phase.RUNNING and not any(pod.progress_port for pod in facts.pods)
     new = {
-        "running_at": timing.running_at or (moment(now) if phase is Phase.RUNNING else None),
+        "running_at": timing.running_at or (moment(now) if is_first else None),
         "finished_at": (timing.finished_at or moment(now)) if phase in FINAL_PHASES else None,
     }
     after = timing.model_copy(update=new)
