@@ -77,16 +77,11 @@ def _damaged(drill: Drill, fault: str, damage: Damage) -> Row:
 
 def no_latest(drill: Drill) -> Iterator[Row]:
     """`latest` is a hint for people."""
-    reference, sight = drill.undisturbed(), Sight()
+    sight = Sight()
     home, newest = _lost_gang(drill)
     (home / "checkpoints" / "latest").write_bytes(b"")
-    since = time.time()
-    again = drill.start(run_dir=home)
-    again.wait()
-    ended(again, sight, reference)
-    resumes = [event["step"] for event in again.of_kind("resume")]
-    sight.fact(f"resumed at {resumes}", resumes == [newest])
-    yield sight.row("`latest` emptied", "the newest is found all the same", recovery_seconds(again, since), lost_steps(again))
+    seconds, lost = _goes_on(drill, home, newest, sight)
+    yield sight.row("`latest` emptied", "the newest is found all the same", seconds, lost)
 
 
 def all_bad(drill: Drill) -> Iterator[Row]:
@@ -108,7 +103,7 @@ def all_bad(drill: Drill) -> Iterator[Row]:
 
 def unreadable(drill: Drill) -> Iterator[Row]:
     """A volume that cannot be listed says nothing about what lies there: nothing is moved, and nobody begins anew."""
-    reference, sight = drill.undisturbed(), Sight()
+    sight = Sight()
     home, newest = _lost_gang(drill)
     fails = drill.new_folder("fails")
     fails.touch()
@@ -117,14 +112,20 @@ def unreadable(drill: Drill) -> Iterator[Row]:
     sight.fact(f"first start: exit {code}", code == DATA_ERROR)
     sight.fact(refused.output.strip().splitlines()[-1][-300:], "cannot be read" in refused.output)
     fails.unlink()
+    seconds, lost = _goes_on(drill, home, newest, sight)
+    expected = f"exit {DATA_ERROR} after some tries; the next start goes on to the undisturbed bits"
+    yield sight.row("listing the checkpoints fails (EIO)", expected, seconds, lost)
+
+
+def _goes_on(drill: Drill, home: Path, step: int, sight: Sight) -> tuple[float | None, int | None]:
+    """Start it again: it goes on at this step, to the undisturbed bits. Seconds to training, and steps lost."""
     since = time.time()
     again = drill.start(run_dir=home)
     again.wait()
-    ended(again, sight, reference)
+    ended(again, sight, drill.undisturbed())
     resumes = [event["step"] for event in again.of_kind("resume")]
-    sight.fact(f"resumed at {resumes}", resumes == [newest])
-    expected = f"exit {DATA_ERROR} after some tries; the next start goes on to the undisturbed bits"
-    yield sight.row("listing the checkpoints fails (EIO)", expected, recovery_seconds(again, since), lost_steps(again))
+    sight.fact(f"resumed at {resumes}", resumes == [step])
+    return recovery_seconds(again, since), lost_steps(again)
 
 
 def _lost_gang(drill: Drill) -> tuple[Path, int]:

@@ -10,7 +10,7 @@ import pytest
 
 from ddp_trainer.checkpoint.manifest import folder_name
 from ddp_trainer.config import FaultToleranceSection
-from ddp_trainer.errors import DATA_ERROR, FINISHED, HANG, PREEMPTED
+from ddp_trainer.errors import DATA_ERROR, FINISHED, HANG, NO_PROGRESS, PREEMPTED
 from ddp_trainer.resilience.chronicle import LEDGER_FILE, Chronicle
 from ddp_trainer.resilience.fault import REJOIN, Fault
 from ddp_trainer.resilience.verdict import Record, judge
@@ -413,6 +413,22 @@ def test_words_that_are_not_there_yet_do_no_harm(chronicle, facts, report):
     chronicle.observe({"attempt": 1, **facts}, report)
     assert (chronicle.reached_step, chronicle.durable_step) == (0, 0)
     assert chronicle.ledger().lost_steps == 0
+
+
+def test_half_a_character_in_an_errors_words_does_not_cost_the_ledger(chronicle):
+    chronicle.record = Record(crashes=2, last_error=(9, "no such file: \udce9"))
+    chronicle.restarted("crash")
+    chronicle.save()
+    later = successor(chronicle)
+    later.recall()
+    assert (later.record, later.restarts["crash"]) == (chronicle.record, 1)
+
+
+@pytest.mark.parametrize(("leaves_with", "is_kept"), [(NO_PROGRESS, False), (PREEMPTED, True)])
+def test_what_was_counted_against_a_run_is_forgotten_when_only_a_person_starts_it_again(chronicle, leaves_with, is_kept):
+    chronicle.record = Record(without_progress=4, identical_errors=4)
+    chronicle.end(leaves_with)
+    assert (chronicle.record != Record()) is is_kept
 
 
 def test_a_fresh_container_has_a_fresh_budget_but_remembers_whether_there_was_progress(chronicle):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import time
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from ddp_trainer.resilience.departure import Departure
 from ddp_trainer.resilience.diagnosis import Diagnosis
 from ddp_trainer.resilience.fault import ECHO, LEFT_EXIT, Ending, Fault, of_death
 from ddp_trainer.resilience.judge import Judge, ending_of
+from ddp_trainer.resilience.rank_environment import environment_of
 from ddp_trainer.resilience.rendezvous import GenerationBarrier, StoreLostError, SupersededError
 from ddp_trainer.resilience.zygote import Death, Zygote, ZygoteError
 from ddp_trainer.telemetry.events import EventLog
@@ -187,6 +189,7 @@ class GangAgent(SimpleElasticAgent):
         self._custody.memory.begin_attempt(attempt)
         self._custody.start_writer()
         self._diagnosis.reset()
+        self._finished_since.clear()
         ids: dict[int, Any] = {}
         for worker in worker_group.workers:
             place = {
@@ -215,7 +218,7 @@ class GangAgent(SimpleElasticAgent):
                     "note": str(self._note(worker.local_rank)),
                     "trace": str(self._trace(worker.local_rank)),
                 },
-                dict(self._environment) | _caches(self._config, self._environment) | _torch_names(worker, worker_group),
+                environment_of(worker, worker_group, self._config, self._environment),
                 self._rank_logs / f"rank-{worker.global_rank}.log" if self._rank_logs else None,
                 f"ddp-rank-{worker.global_rank}",
                 is_deaf=True,
@@ -359,6 +362,7 @@ class GangAgent(SimpleElasticAgent):
             if since is not None and time.monotonic() - since > self._config.fault_tolerance.save_limit_seconds:
                 _log.warning("process %d (local rank %d) has finished and does not end; it is killed", pid, local_rank)
                 self._zygote.kill(pid, signal.SIGKILL)
+                self._finished_since[pid] = math.inf  # once: what is stuck in the kernel does not end by more of it
 
     def _faults(self, deaths: list[Death]) -> list[Fault]:
         found = []
@@ -413,24 +417,3 @@ class GangAgent(SimpleElasticAgent):
 
     def _trace(self, local_rank: int) -> Path:
         return self._scratch / f"stacks-{local_rank}.txt"
-
-
-def _caches(config: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:
-    """Where compiled kernels are kept, so that only the first start of a run compiles."""
-    if config.precision.compile == "off":
-        return {}
-    folder = config.compile_cache(environment)
-    return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
-
-
-def _torch_names(worker: Worker, group: WorkerGroup) -> dict[str, str]:
-    """The variables by which user code and libraries know torch's ranks."""
-    return {
-        "RANK": str(worker.global_rank),
-        "LOCAL_RANK": str(worker.local_rank),
-        "WORLD_SIZE": str(worker.world_size),
-        "LOCAL_WORLD_SIZE": str(group.spec.local_world_size),
-        "GROUP_RANK": str(group.group_rank),
-        "MASTER_ADDR": str(group.master_addr),
-        "MASTER_PORT": str(group.master_port),
-    }

@@ -103,8 +103,9 @@ class Chronicle:
         if self.path is None:
             return None
         try:
-            kept = _Kept.model_validate_json(self.path.read_bytes())
-        except (OSError, ValueError):
+            # not by pydantic's own parser, which refuses half a character: a file name in an error's words may hold one
+            kept = _Kept.model_validate(json.loads(self.path.read_bytes()))
+        except (OSError, ValueError, RecursionError):
             return None
         for name in _Kept.model_fields:
             setattr(self, name, getattr(kept, name))
