@@ -220,8 +220,6 @@ class Reconciler:
             await self._read_anew(key)
         except ApiError as error:
             self.counts.errors += 1
-            if error.status == INVALID:
-                self._old_crd.say(key, error.reason)
             self._try_again(key, error.reason, error.retry_after_seconds)
         except Exception as error:  # a bug in a decision must not end the process: the other runs need it
             self.counts.errors += 1
@@ -251,7 +249,12 @@ class Reconciler:
         if not self._still_leads(key):
             return
         compared = stored if self._old_crd.is_written_again(key) else facts
-        body = await write_status(self._api, compared, decision.status, timeout_seconds=self._write_seconds)
+        try:
+            body = await write_status(self._api, compared, decision.status, timeout_seconds=self._write_seconds)
+        except ApiError as error:
+            if error.status == INVALID:
+                self._old_crd.say(key, error.reason)
+            raise
         if body is not None:
             self.counts.writes += 1
             self._wrote_at = self._monotonic()
@@ -259,14 +262,7 @@ class Reconciler:
             _log_change(facts, decision.status)
             self.counts.pruned += self._old_crd.note_written(key, decision.status, body, self._world.facts_of(*key))
         failure = None if self._old_crd.forbids_acts(key) else await self._act(facts, decision)
-        # told even if an action failed: the status says it now, so no later decision would tell it
-        told = [await self._tell(facts, event) for event in decision.events]
-        if key in self._untold:
-            for event in announce.recent(facts.status, self._clock()):
-                told.append(await self._tell(facts, event, attempts=1))
-                if not told[-1]:
-                    break  # the others would fare no better now
-        (self._untold.discard if all(told) else self._untold.add)(key)
+        await self._tell_all(key, facts, decision)  # even if an action failed: the status says it now, so no later decision would
         if failure is not None:
             raise failure
 
@@ -287,6 +283,16 @@ class Reconciler:
             if body is not None:
                 self._world.put_job(body)
         return None
+
+    async def _tell_all(self, key: Key, facts: RunFacts, decision: Decision) -> None:
+        """What was decided, and what may not have been told before."""
+        told = [await self._tell(facts, event) for event in decision.events]
+        if key in self._untold:
+            for event in announce.recent(facts.status, self._clock()):
+                told.append(await self._tell(facts, event, attempts=1))
+                if not told[-1]:
+                    break  # the others would fare no better now
+        (self._untold.discard if all(told) else self._untold.add)(key)
 
     async def _tell(self, facts: RunFacts, event: Event, attempts: int = EVENT_ATTEMPTS) -> bool:
         """Whether it is there now."""

@@ -18,7 +18,7 @@ from ddp_operator.decide.decision import FIELD_MANAGER
 from ddp_operator.decide.endings import is_fatal, is_true, newest_entry, pods_succeeded, visible_losses, why_failed
 from ddp_operator.decide.facts import JobFacts, PodFacts, ProgressFacts, RunFacts
 from ddp_operator.decide.incarnations import by_replica
-from ddp_operator.decide.timing import epoch, is_finished, runs, sane
+from ddp_operator.decide.timing import epoch, has_ended_well, is_finished, runs, sane
 from ddp_operator.decide.waiting import WHAT_TO_DO, waiting
 from ddp_operator.decide.wording import REASON_CHARS, cut, moment, stamp
 
@@ -180,7 +180,9 @@ def _gathering(view: _View) -> Truth | None:
     if going_on:
         return going_on
     ended = [loss for pod, loss in losses if pod.ended or pod.ended_before or pod.phase == "Failed"]
-    if not view.has_trained and not ended:
+    # of a run that was never heard nobody knows a step; that it ran, and lost a pod, was seen
+    was_running = view.lost is not None and view.facts.status.phase in (Phase.RUNNING, Phase.RESTARTING)
+    if not view.has_trained and not was_running and not ended:
         return Truth(Phase.PENDING, *waits)
     loss = view.lost or (root_cause([loss for _, loss in losses]) if losses else None)
     if loss is None:
@@ -197,7 +199,7 @@ def _without_progress(view: _View) -> Truth | None:
         return None
     not_yet = "all pods run; node 0 has not answered yet"
     stored = view.facts.status
-    was_reached = look.document is not None or stored.progress is not None or stored.timing.last_progress_at is not None
+    was_reached = look.document is not None or stored.timing.last_progress_at is not None  # in this life
     hung = _hung(view) if look.asked_at and was_reached else None  # the silence of who was never heard tells nothing
     if hung:
         return hung
@@ -312,7 +314,7 @@ def _going_on(view: _View, losses: Sequence[tuple[PodFacts, Loss]], waits: str) 
 
 
 def _is_settled(pod: PodFacts) -> bool:
-    return (runs(pod) and not is_node_lost(pod)) or (pod.phase == "Succeeded" and not pod.deleted_at)
+    return has_ended_well(pod) or (runs(pod) and not is_node_lost(pod))
 
 
 def _open_incident(facts: RunFacts) -> Loss | None:

@@ -34,6 +34,11 @@ def runs(pod: PodFacts) -> bool:
     return pod.phase == "Running" and not pod.deleted_at and pod.ended is None and not pod.waiting_reason
 
 
+def has_ended_well(pod: PodFacts) -> bool:
+    """Whether it has done what it was for. Its phase says Succeeded a moment after its container has ended with 0."""
+    return not pod.deleted_at and (pod.phase == "Succeeded" or (pod.ended is not None and pod.ended.exit_code == 0))
+
+
 def all_run(facts: RunFacts) -> bool:
     """Whether each pod that the job wants runs."""
     job = facts.job

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ddp_operator.api.words import PendingReason
 from ddp_operator.decide.classify import CONFIG_REASONS, IMAGE_REASONS, is_node_lost
 from ddp_operator.decide.facts import ClaimFacts, JobFacts, PodFacts
-from ddp_operator.decide.timing import runs
+from ddp_operator.decide.timing import has_ended_well, runs
 from ddp_operator.decide.wording import cut
 
 IMPORTANCE: tuple[PendingReason, ...] = (
@@ -130,7 +130,7 @@ def _of_pod(pod: PodFacts, job: JobFacts, claims: Sequence[ClaimFacts], now: flo
 
 
 def _found(pod: PodFacts, job: JobFacts, claims: Sequence[ClaimFacts], now: float) -> tuple[PendingReason, str] | None:
-    if pod.phase == "Succeeded" or (runs(pod) and not is_node_lost(pod)):
+    if pod.phase == "Succeeded" or has_ended_well(pod) or (runs(pod) and not is_node_lost(pod)):
         return None
     return _leaves(pod, now) or _held_back(pod, job, claims) or _on_its_way(pod, job, claims, now)
 

@@ -170,7 +170,7 @@ async def test_an_action_on_another_job_than_was_seen_is_not_done(bench):
     assert bench.loop.counts.conflicts == 1
 
 
-@pytest.mark.parametrize(("answer", "told"), [(403, 1), (503, 0)])
+@pytest.mark.parametrize(("answer", "told"), [(403, 1), (422, 1), (503, 0)])
 async def test_an_act_that_the_api_server_refuses_is_told_once_however_often_it_is_tried(bench, answer, told):
     bench.job(), bench.run(), bench.list_all()
     bench.decide(acting(bench))

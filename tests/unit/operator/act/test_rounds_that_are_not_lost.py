@@ -7,6 +7,7 @@ import pytest
 from fake_api_server import RefusalError
 from test_reconcile_loop import Bench
 
+from ddp_operator import reconcile
 from ddp_operator.api.words import Phase
 from ddp_operator.decide import announce
 from ddp_operator.decide.decision import Decision, DeletePod
@@ -316,3 +317,32 @@ async def test_an_event_that_was_refused_is_told_with_the_next_look(bench):
     assert told(bench) == ["Hung"]
     await bench.turn(REST_SECONDS)
     assert bench.server.requests["POST", "events"] == 1
+
+
+async def test_while_the_event_store_fails_no_other_run_waits_for_it(bench, monkeypatch):
+    monkeypatch.setattr(reconcile, "EVENT_PAUSE_SECONDS", 0.0)
+    bench.run(), bench.list_all()
+    bench.decide(hung_since(bench.now))
+    await bench.turn()
+    tries = []
+
+    def fault(request):
+        if not request.path.endswith("/events"):
+            return None
+        tries.append(request)
+        return RefusalError(503, "away")
+
+    bench.server.fault = fault
+    await bench.turn(1)
+    assert len(tries) == reconcile.EVENT_ATTEMPTS
+    bench.run("other"), bench.list_all()
+    await bench.turn()  # it runs
+    bench.loop._turns.change(("default", "other"), bench.now)
+    await bench.turn()
+    assert bench.phase("other") == "Hung"
+    assert len(tries) == reconcile.EVENT_ATTEMPTS, "the second run has not even tried"
+    bench.server.fault = lambda _: None
+    await bench.turn(61)
+    bench.loop._turns.change(("default", "other"), bench.now)  # its next look
+    await bench.turn()
+    assert told(bench).count("Hung") == 2

@@ -279,3 +279,28 @@ def test_hangs_without_progress_in_between_use_up_the_budget_and_stop():
     assert job.status.reason == "NoProgress"
     assert job.job.suspend
     assert job.status.restarts.by_operator == 1
+
+
+class NeverHeard(SimulatedJob):
+    """A network policy stands between the operator and node 0."""
+
+    def _train(self):
+        """It does, and nobody knows."""
+
+    def _scrape(self):
+        since = self.progress.unanswered_since or self.now
+        if "master-0" in self.pods:
+            self.progress = ProgressLook(asked_at=self.now, unanswered_since=since, error="connection refused")
+
+
+def test_a_run_that_is_never_heard_comes_to_run_and_is_left_alone():
+    job, phases = NeverHeard(), []
+    for _ in range(3 * HUNG_SECONDS):
+        job.pass_time(1)
+        phases += [job.status.phase] if job.status.phase not in phases[-1:] else []
+    assert phases == ["Pending", "Starting", "Running"]
+    assert "progress is not known" in job.status.message
+    assert job.actions == []
+    del job.pods["worker-1"]
+    job.pass_time(1)
+    assert (job.status.phase, job.status.reason) == ("Restarting", "PodDeleted")

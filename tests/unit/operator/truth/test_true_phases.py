@@ -14,6 +14,7 @@ from ddp_operator.api.trainingrun import Intent, LedgerEntry, OpenIncident, Prog
 from ddp_operator.api.words import FINAL_PHASES, Act, Cause, PendingReason, Phase
 from ddp_operator.decide.facts import ProgressLook, Termination
 from ddp_operator.decide.phases import true_phase
+from ddp_operator.decide.wording import moment
 
 
 def at(seconds):
@@ -168,7 +169,7 @@ TABLE = {
     "known from before the operator's start": (
         {
             "progress": ProgressLook(asked_at=NOW - 1, unanswered_since=NOW - 800, error="timeout"),
-            "status": STORED.model_copy(update={"progress": ProgressStatus()}),
+            "status": STORED.model_copy(update={"timing": STORED.timing.model_copy(update={"last_progress_at": moment(NOW - 900)})}),
         },
         True,
         Phase.HUNG,
@@ -326,6 +327,20 @@ TABLE = {
         "it trains on without some of its pods: 1 of 4 pods wait: worker-2",
     ),
     "too early to say so": ({"pods": but(NO_ROOM)}, True, Phase.RESTARTING, Cause.POD_DELETED, ""),
+    "a worker that is done, but for its phase": (
+        {"pods": but(a_pod("worker-1", ended=ended(0, reason="Completed"), is_ready=False, container_is_ready=False))},
+        True,
+        Phase.RUNNING,
+        "",
+        "it trains",
+    ),
+    "a worker that left with 0 because it had to": (
+        {"pods": but(a_pod("worker-1", ended=ended(0, reason="Completed"), deleted_at=NOW + 5))},
+        True,
+        Phase.RESTARTING,
+        Cause.POD_DELETED,
+        "",
+    ),
     "a worker that is done is not missed": ({"pods": but(a_pod("worker-1", phase="Succeeded"))}, True, Phase.RUNNING, "", "it trains"),
     # it is paused
     "suspended": ({"job": a_job(suspend=True), "pods": ()}, True, Phase.SUSPENDED, "", "set spec.runPolicy.suspend of the job to false"),
