@@ -28,7 +28,7 @@ from ddp_operator.api.trainingrun import TrainingRunStatus
 from ddp_operator.backoff import Backoff
 from ddp_operator.decide import announce
 from ddp_operator.decide.decide import decide
-from ddp_operator.decide.decision import Decision, DeletePod, Event
+from ddp_operator.decide.decision import Decision, DeletePod
 from ddp_operator.decide.facts import RunFacts
 from ddp_operator.decide.quiet import is_renewal
 from ddp_operator.observe.api import Api, ApiError
@@ -54,13 +54,6 @@ SOONEST_SECONDS: Final = 0.2
 BACKOFF: Final = Backoff(30.0)
 REFUSED: Final = (400, 403, 405, 422)
 """Answers to an act that trying again will not change: rights, an admission policy. Others are a moment's."""
-EVENT_ATTEMPTS: Final = 3
-EVENT_PAUSE_SECONDS: Final = 1.0
-EVENT_SECONDS: Final = 2.0
-"""An event's bound: it is for people, and what is true waits behind it."""
-EVENT_BACKOFF: Final = Backoff(longest_seconds=60.0)
-"""For all runs together: while the event store is slow or away, each of a thousand runs would wait for it in each of its rounds."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -72,9 +65,6 @@ class Counts:
     writes: int = 0
     conflicts: int = 0
     errors: int = 0
-    events: int = 0
-    events_refused: int = 0
-    """Those that the status tells are told again with the next look."""
     pruned: int = 0
     """Writes of which the server has not kept all, since its CRD is old."""
     actions: Counter[str] = field(default_factory=Counter)
@@ -103,22 +93,19 @@ class Reconciler:
         self._clock = clock
         self._decide = decide
         self._monotonic = monotonic
-        self._events = Events(api, identity, monotonic)
+        self.events = Events(api, identity, is_leader, monotonic)
         # a write that takes longer than the lease's last third might land when another leads
         self._write_seconds = settings.lease_seconds / 3
         self._progress_seconds = settings.progress_seconds
         self._turns = Turns()
         self._working: dict[Key, _Worker] = {}
         self._trouble: dict[Key, _Trouble] = {}
-        self.orphans = Orphans(world, api, is_leader, self._tell, monotonic, self._write_seconds)
+        self.orphans = Orphans(world, api, is_leader, self.events.tell, monotonic, self._write_seconds)
         self._old_crd = OldCrd(monotonic)
         self._bystanders = Bystanders()
         self._led = False
         self._untold: set[Key] = set()
-        """Runs of which an event may be missing: what another leader has written, and those of which one was not posted."""
-        self._no_events_before = float("-inf")
-        self._event_failures = 0
-        """In a row, of any run's."""
+        """Runs of which an event may be missing, since another leader may have written their status."""
         self._wrote_at = float("-inf")
         self.counts = Counts()
 
@@ -150,7 +137,7 @@ class Reconciler:
                 await asyncio.sleep(BATCH_SECONDS)
                 self.turn()
         finally:
-            tasks = [*(worker.task for worker in self._working.values()), *self.orphans.tasks()]
+            tasks = [*(worker.task for worker in self._working.values()), *self.orphans.tasks(), *self.events.tasks()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -161,6 +148,7 @@ class Reconciler:
         if not self._is_leader() or not self._world.is_complete():
             self._led = False
             self._turns.clear()
+            self.events.clear()
             return
         now = self._monotonic()
         if not self._led:
@@ -178,6 +166,7 @@ class Reconciler:
         # once only: what fails again and again, for seconds each, would leave the changes of healthy runs no worker
         self._turns.pass_on(now, {key for key, trouble in self._trouble.items() if trouble.attempts == 1})
         self._start_workers()
+        self.events.look()
         if self._settings.adopt:
             self.orphans.look()
 
@@ -262,7 +251,7 @@ class Reconciler:
             _log_change(facts, decision.status)
             self.counts.pruned += self._old_crd.note_written(key, decision.status, body, self._world.facts_of(*key))
         failure = None if self._old_crd.forbids_acts(key) else await self._act(facts, decision)
-        await self._tell_all(key, facts, decision)  # even if an action failed: the status says it now, so no later decision would
+        self._tell(key, facts, decision)  # even if an action failed: the status says it now, so no later decision would
         if failure is not None:
             raise failure
 
@@ -276,7 +265,7 @@ class Reconciler:
                 body = await carry_out(self._api, facts.namespace, action, timeout_seconds=self._write_seconds)
             except (ConflictError, ApiError) as error:
                 if isinstance(error, ApiError) and error.status in REFUSED:
-                    await self._tell(facts, announce.refused(decision.status, action, error.reason), attempts=1)
+                    self.events.tell(facts, announce.refused(decision.status, action, error.reason))
                 return error
             self.counts.actions[name] += 1
             _log.info("%s %s: %s", name, target, action.why, extra=_fields((facts.namespace, facts.name)))
@@ -284,38 +273,12 @@ class Reconciler:
                 self._world.put_job(body)
         return None
 
-    async def _tell_all(self, key: Key, facts: RunFacts, decision: Decision) -> None:
-        """What was decided, and what may not have been told before."""
-        told = [await self._tell(facts, event) for event in decision.events]
-        if key in self._untold:
-            for event in announce.recent(facts.status, self._clock()):
-                told.append(await self._tell(facts, event, attempts=1))
-                if not told[-1]:
-                    break  # the others would fare no better now
-        (self._untold.discard if all(told) else self._untold.add)(key)
-
-    async def _tell(self, facts: RunFacts, event: Event, attempts: int = EVENT_ATTEMPTS) -> bool:
-        """Whether it is there now."""
-        key = (facts.namespace, facts.name)
-        while self._monotonic() >= self._no_events_before and self._still_leads(key):
-            attempts -= 1
-            try:
-                self.counts.events += await self._events.post(facts, event, timeout_seconds=EVENT_SECONDS)
-            except ApiError as error:
-                is_passing = error.status in (0, 429, 500, 502, 503, 504)
-                if is_passing and attempts > 0:
-                    await asyncio.sleep(EVENT_PAUSE_SECONDS)
-                    continue
-                if is_passing:
-                    self._event_failures += 1
-                    pause_seconds = EVENT_BACKOFF.after(self._event_failures, error.retry_after_seconds)
-                    self._no_events_before = self._monotonic() + pause_seconds
-                self.counts.events_refused += 1
-                _log.warning("Event %s was not posted: %s", event.reason, error.reason, extra=_fields(key))
-                return False
-            self._event_failures = 0
-            return True
-        return False
+    def _tell(self, key: Key, facts: RunFacts, decision: Decision) -> None:
+        """What was decided, and what a leader before may not have told."""
+        untold = announce.recent(facts.status, self._clock()) if key in self._untold else ()
+        for event in (*untold, *decision.events):
+            self.events.tell(facts, event)
+        self._untold.discard(key)
 
     async def _read_anew(self, key: Key) -> None:
         # the watch brings it too, but perhaps not before the next attempt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,7 +31,7 @@ class Orphans:
         world: World,
         api: Api,
         is_leader: Callable[[], bool],
-        tell: Callable[[RunFacts, Event], Awaitable[bool]],
+        tell: Callable[[RunFacts, Event], None],
         monotonic: Callable[[], float],
         write_seconds: float,
     ) -> None:
@@ -71,9 +71,7 @@ class Orphans:
             run = self._world.facts_of(namespace, body.get("metadata", {}).get("name", ""))
             _log.info("Adopted PyTorchJob %s.", job.name, extra=about)
             if run is not None:
-                await self._tell(
-                    run, Event(EventReason.ADOPTED, f"PyTorchJob {job.name} is labelled to be tracked, and is looked after now.")
-                )
+                self._tell(run, Event(EventReason.ADOPTED, f"PyTorchJob {job.name} is labelled to be tracked, and is looked after now."))
         except (NameTakenError, ApiError) as error:
             if str(error) != orphan.sentence:
                 orphan.sentence = str(error)

@@ -7,7 +7,6 @@ import pytest
 from fake_api_server import RefusalError
 from test_reconcile_loop import Bench
 
-from ddp_operator import reconcile
 from ddp_operator.api.words import Phase
 from ddp_operator.decide import announce
 from ddp_operator.decide.decision import Decision, DeletePod
@@ -292,7 +291,7 @@ async def test_an_event_that_a_leader_did_not_get_to_is_told_by_the_next_and_onc
 async def test_an_event_that_a_moment_without_the_lease_cost_is_told_when_it_is_back(bench):
     await stopped_between_status_and_event(bench)
     bench.leads = True
-    await seconds_until(bench, lambda: told(bench) == ["Hung"])
+    await seconds_until(bench, lambda: told(bench) == ["Running -> Hung"])
 
 
 async def test_what_happened_long_before_a_leader_came_is_not_told_anew(bench, server, api):
@@ -305,44 +304,38 @@ async def test_what_happened_long_before_a_leader_came_is_not_told_anew(bench, s
     assert told(bench) == []
 
 
-async def test_an_event_that_was_refused_is_told_with_the_next_look(bench):
+@pytest.mark.parametrize("status", [403, 503])
+async def test_an_event_that_was_refused_is_told_once_it_is_not(bench, status):
     bench.run(), bench.list_all()
     bench.decide(hung_since(bench.now))
     await bench.turn()
-    bench.server.fault = lambda request: RefusalError(403, "no") if request.path.endswith("/events") else None
+    bench.server.fault = lambda request: RefusalError(status, "no") if request.path.endswith("/events") else None
     await bench.turn(1)
-    assert (bench.phase(), told(bench), bench.loop.counts.events_refused) == ("Hung", [], 1)
+    assert (bench.phase(), told(bench)) == ("Hung", [])
     bench.server.fault = lambda _: None
     await bench.turn(1)
-    assert told(bench) == ["Hung"]
+    assert told(bench) == ["Running -> Hung"]
     await bench.turn(REST_SECONDS)
     assert bench.server.requests["POST", "events"] == 1
 
 
-async def test_while_the_event_store_fails_no_other_run_waits_for_it(bench, monkeypatch):
-    monkeypatch.setattr(reconcile, "EVENT_PAUSE_SECONDS", 0.0)
-    bench.run(), bench.list_all()
+async def test_an_event_store_that_does_not_answer_holds_up_nobody(bench):
+    bench.run("first"), bench.run("second"), bench.list_all()
     bench.decide(hung_since(bench.now))
     await bench.turn()
-    tries = []
+    release, original = asyncio.Event(), bench.loop._api.request
 
-    def fault(request):
-        if not request.path.endswith("/events"):
-            return None
-        tries.append(request)
-        return RefusalError(503, "away")
+    async def slow(method, path, **given):
+        if path.endswith("/events"):
+            await release.wait()
+        return await original(method, path, **given)
 
-    bench.server.fault = fault
-    await bench.turn(1)
-    assert len(tries) == reconcile.EVENT_ATTEMPTS
-    bench.run("other"), bench.list_all()
-    await bench.turn()  # it runs
-    bench.loop._turns.change(("default", "other"), bench.now)
-    await bench.turn()
-    assert bench.phase("other") == "Hung"
-    assert len(tries) == reconcile.EVENT_ATTEMPTS, "the second run has not even tried"
-    bench.server.fault = lambda _: None
-    for name in ("demo", "other"):  # their next looks
+    bench.loop._api.request = slow
+    for name in ("first", "second"):
         bench.loop._turns.change(("default", name), bench.now)
-    await bench.turn(61)
-    assert told(bench).count("Hung") == 2
+    bench.loop.turn()
+    await asyncio.wait([worker.task for worker in bench.loop._working.values()])
+    assert (bench.phase("first"), bench.phase("second"), told(bench)) == ("Hung", "Hung", [])
+    release.set()
+    await bench.turn()
+    assert told(bench) == ["Running -> Hung"] * 2

@@ -1,20 +1,17 @@
-"""Status, actions, events and adoption against real HTTP: what is sent, and what is done if the object is not the one looked at."""
+"""Status, actions and adoption against real HTTP: what is sent, and what is done if the object is not the one looked at."""
 
 from dataclasses import replace
 
 import pytest
-from fake_api_server import RefusalError
 
 from ddp_operator.act.actions import carry_out
 from ddp_operator.act.adopt import NameTakenError, adopt, run_name
-from ddp_operator.act.events import Events
 from ddp_operator.act.status import ConflictError, write_status
 from ddp_operator.api.trainingrun import TrainingRunStatus
-from ddp_operator.api.words import EventReason, Phase
-from ddp_operator.decide.decision import DeletePod, Event, ResumeJob, SuspendJob
+from ddp_operator.api.words import Phase
+from ddp_operator.decide.decision import DeletePod, ResumeJob, SuspendJob
 from ddp_operator.decide.facts import JobFacts
 from ddp_operator.observe import slim
-from ddp_operator.observe.api import ApiError
 
 RUNNING = TrainingRunStatus(phase=Phase.RUNNING, message="all is well")
 BOUND = 5.0
@@ -108,54 +105,6 @@ async def test_a_pod_is_deleted_only_if_it_is_the_one_that_was_meant(server, api
     for _ in range(2):  # gone already is as good
         await carry_out(api, "default", DeletePod("w0", pod["metadata"]["uid"], 0, "a test"), timeout_seconds=BOUND)
     assert server.get("pods", "w0") is None
-
-
-async def test_the_same_event_is_not_posted_again_for_five_minutes(server, api):
-    now = [0.0]
-    run, events = make_run(server), Events(api, "me", lambda: now[0])
-    flapping = Event(EventReason.HUNG, "no step for 10m", is_warning=True)
-    for at, is_posted in ((0.0, True), (10.0, False), (299.0, False), (301.0, True), (302.0, False)):
-        now[0] = at
-        assert await events.post(replace(run, resource_version=str(at)), flapping, timeout_seconds=BOUND) is is_posted
-    assert await events.post(run, replace(flapping, message="no step for 20m"), timeout_seconds=BOUND)
-    assert len(server.objects["events"]) == 3
-    stored = next(iter(server.objects["events"].values()))
-    assert (stored["type"], stored["reason"], stored["source"]) == ("Warning", "Hung", {"component": "ddp-operator"})
-    assert stored["involvedObject"]["uid"] == run.uid
-
-
-@pytest.mark.parametrize("fact", ["Hung/2026-01-02T03:04:05Z/", ""])
-async def test_an_event_that_is_there_is_not_posted_again_by_anybody(server, api, fact):
-    run = make_run(server)
-    server.answer_after = lambda request: 1.0 if request.method == "POST" else 0.0
-    hung = Event(EventReason.HUNG, "Running -> Hung", fact=fact)
-    one = Events(api, "one")
-    with pytest.raises(ApiError):
-        await one.post(run, hung, timeout_seconds=0.3)  # it was done, and the answer is lost
-    server.answer_after = lambda _: 0.0
-    assert not await one.post(run, hung, timeout_seconds=BOUND)
-    assert not await Events(api, "two").post(run, replace(hung, message="Hung") if fact else hung, timeout_seconds=BOUND)
-    assert len(server.objects["events"]) == 1
-    assert await one.post(run, replace(hung, fact="Hung/2026-01-02T03:09:09Z/", message="again"), timeout_seconds=BOUND)
-    assert await one.post(replace(run, uid="of-a-namesake"), hung, timeout_seconds=BOUND)
-
-
-async def test_an_event_that_was_refused_is_not_remembered_as_posted(server, api):
-    run, events = make_run(server), Events(api, "me")
-    server.fault = lambda _: RefusalError(503, "not now")
-    with pytest.raises(ApiError):
-        await events.post(run, Event(EventReason.HUNG, "x"), timeout_seconds=BOUND)
-    server.fault = lambda _: None
-    assert await events.post(run, Event(EventReason.HUNG, "x"), timeout_seconds=BOUND)
-
-
-async def test_posted_events_are_remembered_within_a_bound(server, api, monkeypatch):
-    monkeypatch.setattr("ddp_operator.act.events.REMEMBERED", 3)
-    run, events = make_run(server), Events(api, "me")
-    for number in range(6):
-        await events.post(run, Event(EventReason.HUNG, f"{number}" * 2000), timeout_seconds=BOUND)
-    assert len(events._posted) == 3
-    assert all(len(event["message"]) <= 1024 for event in server.objects["events"].values())
 
 
 @pytest.mark.parametrize(
