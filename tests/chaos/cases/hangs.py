@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from drill import STEPS, Drill
 from outcome import pid_of
@@ -24,19 +24,13 @@ PULSES = 6
 def stopped_rank(drill: Drill) -> Iterator[Row]:
     """SIGSTOP of a rank: it is found, its stack is asked for and it is named, and training goes on without anybody's help."""
 
-    def named(run: Run, sight: Sight) -> None:
-        (fault, *_) = run.of_kind("fault") or [{}]
-        sight.fact(f"rank {fault.get('rank')} named", fault.get("rank") == 2)
-        stacks = run.of_kind("stacks")
-        sight.fact(f"{len(stacks)} stacks kept", stacks)
-
     yield goes_on(
         drill,
         "SIGSTOP of rank 2 of 4",
         kill("ddp-rank-2", signum=signal.SIGSTOP),
         causes=("hang",),
         within_seconds=DETECTED_SECONDS,
-        check=named,
+        check=_names(2),
     )
 
 
@@ -48,7 +42,20 @@ def stopped_rank_quickly(drill: Drill) -> Iterator[Row]:
         kill("ddp-rank-1", signum=signal.SIGSTOP),
         causes=("hang",),
         settings={"fault_tolerance.hang_floor_seconds": 2},
+        check=_names(1),
     )
+
+
+def _names(rank: int) -> Callable[[Run, Sight], None]:
+    """The rank is named, and what it did is in the diary, though that is another node's."""
+
+    def look(run: Run, sight: Sight) -> None:
+        (fault, *_) = run.of_kind("fault") or [{}]
+        sight.fact(f"rank {fault.get('rank')} named", fault.get("rank") == rank)
+        kept = sorted({rank for event in run.of_kind("stacks") for rank in event["stacks"]})
+        sight.fact(f"stacks of {', '.join(kept) or 'nobody'} kept", str(rank) in kept)
+
+    return look
 
 
 def stopped_agent(drill: Drill) -> Iterator[Row]:

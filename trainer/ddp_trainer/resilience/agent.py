@@ -346,6 +346,8 @@ class GangAgent(SimpleElasticAgent):
         _log.warning("%s", hang.fault.sentence)
         if self._events:
             self._events.append("stacks", stacks=hang.stacks)
+        else:
+            self._barrier.post_stacks(json.dumps(hang.stacks))  # before the fault, with which the judge looks for them
         (self._barrier.post_fault if hang.is_root else self._barrier.post_echo)(hang.fault.to_json())
 
     def _has_finished(self, local_rank: int | None) -> bool:

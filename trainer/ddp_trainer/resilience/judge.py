@@ -122,9 +122,13 @@ class Judge:
             self._barrier.close(json.dumps(words))
 
     def record(self, fault: Fault) -> None:
-        """Into the diary."""
-        if self._events:
-            self._events.append("fault", **asdict(fault))
+        """Into the diary; of a hang on another node also its stacks, which are the culprit's."""
+        if self._events is None:
+            return
+        stacks = self._barrier.stacks_of(fault.node) if fault.cause == HANG.cause and fault.node != self._barrier.node else None
+        if stacks is not None:
+            self._events.append("stacks", stacks=json.loads(stacks))
+        self._events.append("fault", **asdict(fault))
 
     def fault_here(self, cause: str, code: int, message: str) -> Fault:
         """A fault of this node as a whole, now."""

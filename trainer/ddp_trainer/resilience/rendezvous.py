@@ -174,6 +174,14 @@ class GenerationBarrier(RendezvousHandler):
         """The root cause agreed for this generation."""
         return self._store.peek(f"fault/{self.generation}")
 
+    def post_stacks(self, stacks_json: str) -> None:
+        """What this node's ranks were doing when they stood still, for the diary, which node 0 writes."""
+        self._store.first(f"stacks/{self.generation}/{self.node}", stacks_json)
+
+    def stacks_of(self, node: int) -> str | None:
+        """What a node said with `post_stacks` in this generation."""
+        return self._store.peek(f"stacks/{self.generation}/{node}")
+
     def post_echo(self, fault_json: str) -> None:
         """Say that ranks here failed because of somebody else."""
         self._store.first(f"echo/{self.generation}", fault_json)
