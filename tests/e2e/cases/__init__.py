@@ -13,13 +13,14 @@ from cases.operator_foreign import adopted, half_dead
 from cases.operator_installs import everywhere, gone, heirs
 from cases.operator_line import line
 from cases.operator_nodes import node_lost
+from cases.operator_outages import outages
 from cases.operator_rights import audit
 from cases.upgrades import overtaken, upgrade
 
 ALL = (
     *(short, train, starting, drain, upgrade, overtaken, literal, helm3, restricted, manifests, model, two, guard, network, gpu, health),
     *(line, adopted, half_dead, paused, queued, deadline, hung, leftovers, gone, heirs, everywhere),
-    *(kills, leader_killed, budget, preemptions, no_progress, pending, node_lost, audit),
+    *(kills, leader_killed, budget, preemptions, no_progress, pending, node_lost, outages, audit),
     *(bad, config, names, full, no_operator, five),
 )
 CASES = {case.__name__: case for case in ALL}
