@@ -59,6 +59,12 @@ def test_the_same_bits_have_the_same_checksum_and_one_flipped_bit_another():
     assert a.checksum(one) != b.checksum(two)
 
 
+def test_a_description_of_ten_thousand_metrics_has_room():
+    mine, metrics = memory(), {f"recall/of-the-class-{number:05}": 1 / 3 for number in range(10_000)}
+    mine.write(lambda _: None, lambda: {"step": 7, "metrics": metrics}, durable=False)
+    assert SnapshotMemory(mine.descriptor).newest().meta["metrics"] == metrics
+
+
 def test_a_snapshot_that_waits_for_the_writer_or_is_held_by_it_is_not_overwritten():
     mine = memory(slots=3)
     held = take(mine, 1, durable=True)

@@ -31,8 +31,8 @@ _WORD = struct.Struct("@Q")  # native, so that a number is stored by one instruc
 _PAGE = mmap.PAGESIZE
 _WORDS_START = 1024
 _EXTENTS_START = 2048
-_META_BYTES = 64 * 1024
-"""Room for what goes into the manifest; a few KiB are used, most of it by the metric history."""
+_META_BYTES = 1024 * 1024
+"""Room for what goes into the manifest, enough for a task with 10,000 metrics; a few KiB are used, most of it by the metric history."""
 _NEXT, _WANTED, _HELD, _LEAVE, _ATTEMPT = range(5)
 """The words: the next number to give, the number that shall become durable, the slot + 1 that the writer holds, the attempt that shall
 leave, the newest attempt that this node's agent has begun."""
