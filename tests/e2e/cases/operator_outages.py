@@ -17,23 +17,21 @@ OUTAGE_SECONDS = 40.0
 SEES_SECONDS = 60.0
 """From an outage's end until a deletion after it, or in it, is in the ledger."""
 READY_SECONDS = 120.0
+BACK_SECONDS = 300.0
+"""The scheduler and the controllers end when they lose their leases, and the kubelet makes them wait longer each time."""
 API_PORT = 6443
-COMPACT = """etcdctl() {{ crictl exec $(crictl ps -q --name '^etcd$') etcdctl --endpoints 127.0.0.1:2379 \
---cacert /etc/kubernetes/pki/etcd/ca.crt --cert /etc/kubernetes/pki/etcd/server.crt --key /etc/kubernetes/pki/etcd/server.key "$@"; }}
-etcdctl compact $(etcdctl endpoint status -w json | sed 's/.*"revision":\\([0-9]*\\).*/\\1/')"""
 Fault = Callable[[Release, str], str]
 """Begins and ends an outage of the API server on that node; gives what was seen of it."""
 
 
 def outages(release: Release) -> Iterator[Row]:
-    """The API server is frozen, killed, loses its history, its etcd, the way to the operator: each time a deletion is known in 60 s."""
+    """The API server is frozen, killed with its history, loses its etcd, then its way to the operator: a deletion is known in 60 s."""
     started = time.time()
     release.install("replicas=2", "job.terminationGracePeriodSeconds=15")
     control = next(node["metadata"]["name"] for node in items("nodes", "-l", "node-role.kubernetes.io/control-plane"))
     faults: dict[str, Fault] = {
         "the API server is frozen": _frozen,
-        "it is killed": _killed,
-        "it is killed, and its history is gone": _forgetful,
+        "it is killed, with its history": _killed,
         "its etcd is frozen": _without_etcd,
         "a worker is deleted while the operator is cut off": _cut,
     }
@@ -58,8 +56,8 @@ def _sees(release: Release, story: Story, name: str, number: int, seen: str) -> 
     words = f"{seen}; {story.words(at)}; containers of the operator begun anew: {_begun_anew(release)}"
     expected = f"a deletion in the ledger {SEES_SECONDS:.0f} s later"
     row = Row(name, expected, words, took, slow=took >= SEES_SECONDS)
-    story.wait("Running", TRAINS_SECONDS, lambda look: look.phase == "Running" and look.restarts >= number, since=at)
-    until("a worker that runs", TRAINS_SECONDS, lambda: release.pod_named("worker-0")["status"]["phase"] == "Running")
+    story.wait("Running", BACK_SECONDS, lambda look: look.phase == "Running" and look.restarts >= number, since=at)
+    until("a worker that runs", BACK_SECONDS, lambda: release.pod_named("worker-0")["status"]["phase"] == "Running")
     return row
 
 
@@ -91,27 +89,18 @@ def _freeze(control: str, process: str) -> str:
     return f"{OUTAGE_SECONDS:.0f} s and {_ready():.0f} s until it was ready"
 
 
-def _killed(_: Release, control: str) -> str:
-    return _kill(control, "true")
-
-
-def _forgetful(release: Release, control: str) -> str:
-    """Watches that go on from what they had seen are told 410 Gone, as is one of our own that proves it."""
-    pods = json.loads(release.kubectl("get", "--raw", f"/api/v1/namespaces/{release.namespace}/pods?limit=1"))
-    version = pods["metadata"]["resourceVersion"]
-    words = _kill(control, COMPACT.format())
-    path = f"/api/v1/namespaces/{release.namespace}/pods?watch=1&timeoutSeconds=1&resourceVersion={version}"
-    said = release.kubectl("get", "--raw", path, check=False)
+def _killed(release: Release, control: str) -> str:
+    """A new API server knows nothing of what was before it: watches that go on from there are told 410 Gone, as one of our own proves."""
+    pods = f"/api/v1/namespaces/{release.namespace}/pods"
+    version = json.loads(release.kubectl("get", "--raw", f"{pods}?limit=1"))["metadata"]["resourceVersion"]
+    old = in_node(control, "pidof kube-apiserver").strip()
+    in_node(control, f"kill -9 {old}")
+    until("another API server", READY_SECONDS, lambda: in_node(control, "pidof kube-apiserver || true").strip() not in {"", old})
+    seconds = _ready()
+    said = release.kubectl("get", "--raw", f"{pods}?watch=1&timeoutSeconds=1&resourceVersion={version}", check=False)
     if '"code":410' not in said and "too old" not in said:
         raise CaseError(f"the API server still knows its history: {said[:200]!r}")
-    return f"{words}; a watch from before is told 410"
-
-
-def _kill(control: str, while_away: str) -> str:
-    old = in_node(control, "pidof kube-apiserver").strip()
-    in_node(control, f"kill -9 {old}; {while_away}")
-    until("another API server", READY_SECONDS, lambda: in_node(control, "pidof kube-apiserver || true").strip() not in {"", old})
-    return f"ready after {_ready():.0f} s"
+    return f"ready after {seconds:.0f} s; a watch from before is told 410"
 
 
 def _cut(release: Release, _: str) -> str:
@@ -125,7 +114,7 @@ def _cut(release: Release, _: str) -> str:
     try:
         in_node(node, f"set -e; {drop}")
         release.kubectl("delete", "pod", f"{release.job}-worker-0", "--wait=false")
-        until("another worker", TRAINS_SECONDS, lambda: release.pod_named("worker-0")["metadata"]["uid"] != uid)
+        until("another worker", BACK_SECONDS, lambda: release.pod_named("worker-0")["metadata"]["uid"] != uid)
         time.sleep(max(0.0, at + OUTAGE_SECONDS - time.time()))
         if len(_deletions(release)) > before:
             raise CaseError("the operator was not cut off: it told of the deletion")
