@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import re
@@ -265,9 +266,15 @@ def _print(seen: list[Seen]) -> None:
             f"{last.rss_mib:.0f} MiB",
             f"{last.peer_mib:.0f} MiB",
             "< 150 MB, below the peer's",
-            _ok(last.rss_mib < 143 and not last.rss_mib > last.peer_mib),
+            _below(last.rss_mib, last.peer_mib),
         ],
-        ["RSS, peak since its start", f"{last.peak_mib:.0f} MiB", f"{last.peer_peak_mib:.0f} MiB", "", ""],
+        [
+            "RSS, peak since its start",
+            f"{last.peak_mib:.0f} MiB",
+            f"{last.peer_peak_mib:.0f} MiB",
+            "< 150 MB, below the peer's",
+            _below(last.peak_mib, last.peer_peak_mib),
+        ],
         [
             "pod change -> TrainingRun status, p95",
             f"{p95:.2f} s (median {median:.2f}, max {max(last.lags):.2f})",
@@ -296,6 +303,16 @@ def _print(seen: list[Seen]) -> None:
             for s in seen
         ]
         print_table(["runs", "RSS", "peer's RSS", "CPU of a core", "cold start", "lag p95"], growth)
+        print()
+        for small, large in itertools.pairwise(seen):
+            runs, memory, cpu = large.runs / small.runs, large.rss_mib / small.rss_mib, large.cpu_percent / small.cpu_percent
+            words = f"{runs:.1f} times the runs: {memory:.1f} times the memory, {cpu:.1f} times the CPU"
+            print(f"{words}; linear or better: {_ok(max(memory, cpu) <= runs)}")
+
+
+def _below(mib: float, peer_mib: float) -> str:
+    """Below 150 MB, and below the peer's; without a peer there is nothing to be below of."""
+    return _ok(mib < 143 and mib < peer_mib) if peer_mib == peer_mib else "NO PEER"  # noqa: PLR0124  NaN: it was not measured
 
 
 def _ok(holds: bool) -> str:

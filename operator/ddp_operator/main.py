@@ -28,6 +28,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from ddp_operator.act.api_client import ClusterApi, connect
+from ddp_operator.act.events import TASK_NAME as EVENTS_TASK
 from ddp_operator.act.lease import Lease
 from ddp_operator.act.status import path_of
 from ddp_operator.api.trainingrun import GROUP, PLURAL
@@ -64,6 +65,8 @@ LONGEST_START_PAUSE_SECONDS: Final = 15.0
 START_LOG_SECONDS: Final = 30.0
 ROUND_TASKS: Final = ("reconcile ", "adopt ")
 """How the loop names the tasks of its rounds."""
+TELL_SECONDS: Final = 2.0
+"""What the events get then: a successor tells only what the statuses say, and after an uninstall there is none."""
 RECORD_FIELDS: Final = ("namespace", "run")
 
 _log = logging.getLogger("ddp_operator")
@@ -231,10 +234,14 @@ class Process:
         self._finishing = frozenset(task for task in asyncio.all_tasks() if task.get_name().startswith(ROUND_TASKS))
         if self._finishing:
             await asyncio.wait(self._finishing, timeout=FINISH_SECONDS)
+        if posting := self._reconciler.events.tasks():
+            await asyncio.wait(posting, timeout=TELL_SECONDS)
 
     def _may_act(self) -> bool:
         """What the loop asks before it begins a round, and before each write."""
-        return self._lease.is_leader() and (self._finishing is None or asyncio.current_task() in self._finishing)
+        task = asyncio.current_task()
+        is_let_finish = self._finishing is None or task in self._finishing or (task is not None and task.get_name().startswith(EVENTS_TASK))
+        return self._lease.is_leader() and is_let_finish
 
     # --- what the pages and probes ask
 
@@ -248,7 +255,7 @@ class Process:
         return ((*key, self._world.look_of(*key).document) for key in self._world.names())
 
     def _numbers(self) -> Numbers:
-        counts = self._reconciler.counts
+        counts, events = self._reconciler.counts, self._reconciler.events
         return Numbers(
             is_leader=self._lease.is_leader(),
             status_lag_seconds=self._reconciler.lag_seconds,
@@ -259,6 +266,7 @@ class Process:
             status_pruned=counts.pruned,
             reconcile_errors=counts.errors,
             actions=dict(counts.actions),
+            events={"posted": events.posted, "held_back": events.held_back, "lost": events.lost},
         )
 
     def health(self) -> list[str]:

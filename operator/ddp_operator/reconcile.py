@@ -105,7 +105,7 @@ class Reconciler:
         self._bystanders = Bystanders()
         self._led = False
         self._untold: set[Key] = set()
-        """Runs of which an event may be missing, since another leader may have written their status."""
+        """Runs of which an event may be missing: of a status that another leader, or a request whose answer was lost, has written."""
         self._wrote_at = float("-inf")
         self.counts = Counts()
 
@@ -148,7 +148,6 @@ class Reconciler:
         if not self._is_leader() or not self._world.is_complete():
             self._led = False
             self._turns.clear()
-            self.events.clear()
             return
         now = self._monotonic()
         if not self._led:
@@ -243,6 +242,8 @@ class Reconciler:
         except ApiError as error:
             if error.status == INVALID:
                 self._old_crd.say(key, error.reason)
+            elif error.status not in REFUSED:
+                self._untold.add(key)
             raise
         if body is not None:
             self.counts.writes += 1
@@ -256,9 +257,11 @@ class Reconciler:
             raise failure
 
     async def _act(self, facts: RunFacts, decision: Decision) -> ConflictError | ApiError | None:
+        """The first failure. What comes after it is not done, but for deletions, none of which waits for another."""
+        failure: ConflictError | ApiError | None = None
         for action in decision.actions:
             if not self._still_leads((facts.namespace, facts.name)):
-                return None
+                break
             name = type(action).__name__
             target = action.pod if isinstance(action, DeletePod) else action.job
             try:
@@ -266,19 +269,21 @@ class Reconciler:
             except (ConflictError, ApiError) as error:
                 if isinstance(error, ApiError) and error.status in REFUSED:
                     self.events.tell(facts, announce.refused(decision.status, action, error.reason))
-                return error
+                failure = failure or error
+                if not isinstance(action, DeletePod):
+                    break
+                continue
             self.counts.actions[name] += 1
             _log.info("%s %s: %s", name, target, action.why, extra=_fields((facts.namespace, facts.name)))
             if body is not None:
                 self._world.put_job(body)
-        return None
+        return failure
 
     def _tell(self, key: Key, facts: RunFacts, decision: Decision) -> None:
-        """What was decided, and what a leader before may not have told."""
+        """What was decided, and what may not have been told before."""
         untold = announce.recent(facts.status, self._clock()) if key in self._untold else ()
-        for event in (*untold, *decision.events):
-            self.events.tell(facts, event)
-        self._untold.discard(key)
+        told = [self.events.tell(facts, event) for event in (*untold, *decision.events)]
+        (self._untold.discard if all(told) else self._untold.add)(key)
 
     async def _read_anew(self, key: Key) -> None:
         # the watch brings it too, but perhaps not before the next attempt

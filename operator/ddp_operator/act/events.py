@@ -28,8 +28,8 @@ from ddp_operator.observe.api import Api, ApiError, Json
 REPEAT_SECONDS: Final = 300.0
 REMEMBERED = 4096
 """Events that are remembered, for all runs together; older ones are forgotten first, and may then be posted again."""
-WAITING = 4096
-"""Events that may wait to be posted, for all runs together; what comes then is not told."""
+WAITING = 2048
+"""Events of a namespace that may wait to be posted."""
 KEPT_SECONDS: Final = 600.0
 """For so long one that cannot be posted is tried: older news helps nobody."""
 POST_SECONDS: Final = 10.0
@@ -39,12 +39,16 @@ MESSAGE_CHARACTERS: Final = 1024
 NAME_CHARACTERS: Final = 253
 MALFORMED: Final = (400, INVALID)
 """Answers that are about one event, and not about its namespace or the store."""
+FORBIDDEN: Final = 403
+REFUSED_AT_ONCE: Final = 3
+"""So many are tried before a pause: the operator may have no right to post any, or a webhook may only dislike that one."""
+TASK_NAME: Final = "events of "
 
 _log = logging.getLogger(__name__)
 
 
 class Events:
-    """What is to be told, by namespace. Only the leader posts."""
+    """What is to be told, by namespace. Only the leader posts; one that leads again goes on, for what it alone knows."""
 
     def __init__(self, api: Api, identity: str, is_leader: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
         self._api = api
@@ -59,23 +63,24 @@ class Events:
         self.lost = 0
         """Those that could not be posted."""
 
-    def tell(self, run: RunFacts, event: Event) -> None:
-        """Post it as soon as may be, unless it is a repetition. Never blocks."""
+    def tell(self, run: RunFacts, event: Event) -> bool:
+        """Post it as soon as may be, unless it is a repetition. Never blocks; False: there is no room, and nothing is done."""
         words, now = (run.uid, event.reason.value, event.message), self._clock()
         if now - self._told.get(words, now - REPEAT_SECONDS) < REPEAT_SECONDS:
             self.held_back += 1
-            return
-        if sum(len(queue.waiting) for queue in self._queues.values()) >= WAITING:
+            return True
+        queue = self._queues.setdefault(run.namespace, _Queue())
+        if len(queue.waiting) >= WAITING:
             self.lost += 1
-            return
+            return False
         self._told.pop(words, None)  # to the end of the order
         self._told[words] = now
         while len(self._told) > REMEMBERED:
             del self._told[next(iter(self._told))]
         body = event_body(run, event, self._identity)
-        queue = self._queues.setdefault(run.namespace, _Queue())
         queue.waiting.setdefault(body["metadata"]["name"], _Waiting(body, words, now))
         self._start(run.namespace, queue)
+        return True
 
     def look(self) -> None:
         """Go on with those whose pause is over. Never blocks."""
@@ -85,25 +90,22 @@ class Events:
             elif queue.task is None:
                 del self._queues[namespace]
 
-    def clear(self) -> None:
-        """Another leads, and tells what is young."""
-        for queue in self._queues.values():
-            for name in list(queue.waiting):
-                self._forget(queue, name)
-
     def tasks(self) -> list[asyncio.Task[None]]:
         """Posts under way."""
         return [queue.task for queue in self._queues.values() if queue.task]
 
     def _start(self, namespace: str, queue: _Queue) -> None:
         if queue.task is None and queue.due_at <= self._clock():
-            queue.task = asyncio.create_task(self._post_all(namespace, queue), name=f"events of {namespace}")
+            queue.task = asyncio.create_task(self._post_all(namespace, queue), name=f"{TASK_NAME}{namespace}")
 
     async def _post_all(self, namespace: str, queue: _Queue) -> None:
-        path = f"/api/v1/namespaces/{namespace}/events"
+        path, refused = f"/api/v1/namespaces/{namespace}/events", 0
         try:
             while queue.waiting and self._is_leader():
                 name, letter = next(iter(queue.waiting.items()))
+                if self._clock() - letter.since >= KEPT_SECONDS:
+                    self._drop(queue, name)
+                    continue
                 try:
                     await self._api.request("POST", path, body=letter.body, timeout_seconds=POST_SECONDS)
                     self.posted += 1
@@ -113,10 +115,18 @@ class Events:
                         self._drop(queue, name)
                         continue
                     if error.status != CONFLICT:
+                        refused += 1
+                        if error.status == FORBIDDEN and refused < min(REFUSED_AT_ONCE, len(queue.waiting)):
+                            queue.waiting[name] = queue.waiting.pop(name)  # to the end: the others may be taken
+                            continue
                         self._put_off(queue, letter, error)
                         return
+                except Exception:  # a bug of ours: without this it would be met again with each look
+                    _log.exception("Event %s was not posted; please report this.", letter.body["reason"], extra=letter.about)
+                    self._drop(queue, name)
+                    continue
                 queue.failures = 0
-                queue.waiting.pop(name, None)
+                queue.waiting.pop(name)
         finally:
             queue.task = None
 
@@ -126,16 +136,10 @@ class Events:
         if queue.failures == 1:
             text = "Events are not posted, and are tried again for %.0f minutes each: %s"
             _log.warning(text, KEPT_SECONDS / 60, error.reason, extra=letter.about)
-        for old in [name for name, letter in queue.waiting.items() if self._clock() - letter.since >= KEPT_SECONDS]:
-            self._drop(queue, old)
 
     def _drop(self, queue: _Queue, name: str) -> None:
         self.lost += 1
-        self._forget(queue, name)
-
-    def _forget(self, queue: _Queue, name: str) -> None:
-        if letter := queue.waiting.pop(name, None):
-            self._told.pop(letter.words, None)  # it was not told, so that telling it is no repetition
+        self._told.pop(queue.waiting.pop(name).words, None)  # it was not told, so that telling it is no repetition
 
 
 _Words = tuple[str, str, str]

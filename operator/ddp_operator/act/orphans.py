@@ -31,7 +31,7 @@ class Orphans:
         world: World,
         api: Api,
         is_leader: Callable[[], bool],
-        tell: Callable[[RunFacts, Event], None],
+        tell: Callable[[RunFacts, Event], bool],
         monotonic: Callable[[], float],
         write_seconds: float,
     ) -> None:

@@ -43,6 +43,8 @@ class Numbers:
     reconcile_errors: int = 0
     actions: Mapping[str, int] = field(default_factory=dict)
     """By name: SuspendJob, ResumeJob, DeletePod."""
+    events: Mapping[str, int] = field(default_factory=dict)
+    """By what became of them: posted, held_back (repetitions), lost."""
 
 
 class IncidentCounts:
@@ -109,6 +111,9 @@ def _operator(numbers: Numbers) -> Iterable[Metric]:
     actions = CounterMetricFamily("ddp_operator_actions", "What was done to jobs and pods.", labels=["action"])
     for action, count in sorted(numbers.actions.items()):
         actions.add_metric([action], count)
+    events = CounterMetricFamily("ddp_operator_events", "Events: posted, held back as repetitions, or lost.", labels=["result"])
+    for result, count in sorted(numbers.events.items()):
+        events.add_metric([result], count)
     yield GaugeMetricFamily("ddp_operator_is_leader", "Whether this process acts: 1 or 0.", value=float(numbers.is_leader))
     yield GaugeMetricFamily(
         "ddp_operator_status_lag_seconds", "How long the oldest change waits to be shown.", value=numbers.status_lag_seconds
@@ -119,7 +124,7 @@ def _operator(numbers: Numbers) -> Iterable[Metric]:
         "ddp_operator_status_pruned", "Statuses of which the server has not kept all: its CRD is old.", value=numbers.status_pruned
     )
     yield CounterMetricFamily("ddp_operator_reconcile_errors", "Runs whose round ended in an error.", value=numbers.reconcile_errors)
-    yield from (requests, silent, actions)
+    yield from (requests, silent, actions, events)
 
 
 def _orphans(claims: Sequence[tuple[str, ClaimFacts]]) -> Iterable[Metric]:

@@ -20,7 +20,7 @@ from cases.upgrades import overtaken, upgrade
 ALL = (
     *(short, train, starting, drain, upgrade, overtaken, literal, helm3, restricted, manifests, model, two, guard, network, gpu, health),
     *(line, adopted, half_dead, paused, queued, deadline, hung, leftovers, gone, heirs, everywhere),
-    *(kills, leader_killed, budget, preemptions, no_progress, pending, node_lost, outages, audit),
+    *(kills, leader_killed, budget, preemptions, no_progress, pending, node_lost, audit, outages),
     *(bad, config, names, full, no_operator, five),
 )
 CASES = {case.__name__: case for case in ALL}

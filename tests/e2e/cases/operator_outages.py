@@ -38,18 +38,24 @@ def outages(release: Release) -> Iterator[Row]:
     with Story(release) as story:
         yield trains(story, "before", started)
         for number, (name, fault) in enumerate(faults.items(), start=1):
-            yield _sees(release, story, name, number, fault(release, control))
+            yield _sees(release, story, name, number, fault, control)
         at = time.time()
         story.wait("Running", TRAINS_SECONDS, lambda look: look.phase == "Running" and look.step > 0, since=at)
     entries, acts = ledger_of(release), status_of(release)["restarts"].get("byOperator", 0)
+    told = [event for event in release.items("events", "--field-selector", "reason=Restarted") if event["type"] == "Normal"]
     good = entries == ["PodDeleted"] * len(faults) and not acts
     yield Row("the ledger", "each deletion once, and nothing else", f"{entries}, {acts} restarts by the operator", good=good)
+    words = f"{len(told)} that it trains again"
+    yield Row("the events", "one for each recovery", words, good=len(told) == len(faults))
 
 
-def _sees(release: Release, story: Story, name: str, number: int, seen: str) -> Row:
-    """The outage has just ended: delete a worker, unless that was done in it, and wait for the ledger."""
+def _sees(release: Release, story: Story, name: str, number: int, fault: Fault, control: str) -> Row:
+    """Once the outage has ended, delete a worker, unless that was done in it, and wait for the ledger."""
+    seen = fault(release, control)
     at = time.time()
-    if len(_deletions(release)) < number and "deleted" not in name:
+    if fault is not _cut:
+        if (known := ledger_of(release)) != ["PodDeleted"] * (number - 1):
+            raise CaseError(f"the ledger tells of what did not happen: {known}")
         release.kubectl("delete", "pod", f"{release.job}-worker-0", "--wait=false")
     until(f"deletion {number} in the ledger", 3 * SEES_SECONDS, lambda: len(_deletions(release)) >= number)
     took = time.time() - at

@@ -103,4 +103,5 @@ async def test_a_process_that_is_told_to_end_between_intent_and_act_carries_it_o
         trainer[1]["on"] = False
         assert await operator.ended() == 0
         assert cluster.suspensions == [True]
+        assert "GangRestart" in {event["reason"] for event in server.objects["events"].values()}
         assert server.get("leases", "ddp-operator")["spec"]["holderIdentity"] == ""

@@ -121,7 +121,7 @@ async def test_a_watch_hands_on_what_is_whole_and_then_says_what_broke_it(hostil
             await response.write(line)
         return response
 
-    events = (await hostile(answer)).stream(PODS, read_timeout_seconds=0.3)
+    events = (await hostile(answer)).stream(PODS, read_timeout_seconds=0.3 if None in lines else 30)
     seen = [await anext(events)]
     with pytest.raises(ApiError, match=reason):
         await anext(events)

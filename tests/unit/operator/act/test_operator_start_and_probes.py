@@ -151,14 +151,17 @@ async def test_the_same_trouble_of_a_start_is_logged_each_half_minute_and_not_ea
     assert 100 <= len([text for text in caplog.messages if text.startswith("Waiting: ")]) <= 121
 
 
-async def test_a_process_that_ends_lets_rounds_under_way_act_and_begins_no_other():
-    process, acted, begun = main.Process(Settings()), [], asyncio.Event()
+async def test_a_process_that_ends_lets_rounds_under_way_act_and_tell_and_begins_no_other():
+    process, acted, begun, posting = main.Process(Settings()), [], asyncio.Event(), []
     process._lease = SimpleNamespace(is_leader=lambda: True)
+    process._reconciler = SimpleNamespace(events=SimpleNamespace(tasks=lambda: posting))
 
     async def a_round(name, wait):
         begun.set()
         await asyncio.sleep(wait)
         acted.append((name, process._may_act()))
+        if name == "adopt ns/b":  # as each round does: what it has done is told afterwards
+            posting.append(asyncio.create_task(a_round("posts", 0.05), name="events of ns"))
 
     under_way = [asyncio.create_task(a_round(name, 0.05), name=name) for name in ("reconcile ns/a", "adopt ns/b")]
     loop = asyncio.create_task(a_round("loop", 0.01), name="reconcile")
@@ -166,7 +169,7 @@ async def test_a_process_that_ends_lets_rounds_under_way_act_and_begins_no_other
     assert process._may_act()
     await process._finish_rounds()
     assert all(task.done() for task in (*under_way, loop))
-    assert sorted(acted) == [("adopt ns/b", True), ("loop", False), ("reconcile ns/a", True)]
+    assert sorted(acted) == [("adopt ns/b", True), ("loop", False), ("posts", True), ("reconcile ns/a", True)]
     late = asyncio.create_task(a_round("late", 0), name="reconcile ns/c")
     await late
     assert acted[-1] == ("late", False)

@@ -304,6 +304,30 @@ async def test_what_happened_long_before_a_leader_came_is_not_told_anew(bench, s
     assert told(bench) == []
 
 
+async def test_an_event_of_a_status_whose_answer_was_lost_is_told(bench):
+    bench.run(), bench.list_all()
+    bench.decide(hung_since(bench.now))
+    await bench.turn()
+    bench.loop._write_seconds = 0.3
+    bench.server.answer_after = lambda request: 1.0 if request.path.endswith("/status") else 0.0
+    await bench.turn(1)
+    assert (bench.phase(), told(bench)) == ("Hung", [])
+    bench.server.answer_after = lambda _: 0.0
+    bench.list_all()
+    await seconds_until(bench, lambda: told(bench) == ["Hung"])
+
+
+async def test_a_pod_whose_deletion_is_refused_keeps_no_other_from_being_freed(bench):
+    pods = [bench.server.put("pods", {"metadata": {"name": name, "namespace": "default"}})["metadata"] for name in ("m", "w0", "w1")]
+    bench.run(), bench.list_all()
+    status = bench.world.facts_of("default", "demo").status.model_copy(update={"phase": Phase.RUNNING})
+    bench.decide(lambda *_: Decision(status, actions=tuple(DeletePod(pod["name"], pod["uid"], 0, "its node is lost") for pod in pods)))
+    bench.server.fault = lambda request: RefusalError(403, "no") if request.path.endswith("/pods/m") else None
+    await bench.turn()
+    assert set(bench.server.objects["pods"]) == {("default", "m")}
+    assert "no" in bench.loop.troubled["default", "demo"]
+
+
 @pytest.mark.parametrize("status", [403, 503])
 async def test_an_event_that_was_refused_is_told_once_it_is_not(bench, status):
     bench.run(), bench.list_all()

@@ -7,7 +7,7 @@ import pytest
 from fake_api_server import RefusalError
 from test_writing_to_the_cluster import make_run
 
-from ddp_operator.act.events import Events
+from ddp_operator.act.events import KEPT_SECONDS, Events
 from ddp_operator.api.words import EventReason
 from ddp_operator.decide.decision import Event
 
@@ -74,14 +74,15 @@ async def test_a_namespace_that_takes_no_events_is_asked_ever_more_rarely_and_de
     server.fault = fault
     await telling.tell(run, *(Event(EventReason.HUNG, f"{number}") for number in range(3)))
     await telling.tell(replace(run, namespace="other"), Event(EventReason.HUNG, "x"))
-    assert (telling.events.posted, len(tries)) == (1, 2)
+    assert (telling.events.posted, len(tries)) == (1, 4)
     while telling.now < 599:
         await telling.look(1.0)
-    assert 10 < len(tries) < 35
+    assert 30 < len(tries) < 105
     assert telling.events.lost == 0
     while telling.now < 700:
         await telling.look(1.0)
     assert telling.events.lost == 3
+    assert len(tries) < 110
     server.fault = lambda _: None
     await telling.tell(run, Event(EventReason.HUNG, "0"))  # what was not told is no repetition
     assert telling.events.posted == 2
@@ -95,22 +96,43 @@ async def test_an_event_that_the_server_finds_malformed_delays_no_other(server, 
     assert (telling.events.lost, telling.events.posted) == (1, 1)
 
 
-async def test_who_does_not_lead_posts_nothing_and_forgets_what_was_to_be_told(server, api):
+async def test_an_event_that_is_refused_alone_delays_no_other(server, api):
+    run, telling = make_run(server), Telling(api)
+    refusals = iter([RefusalError(403, "a webhook does not like it")])
+    server.fault = lambda _: next(refusals, None)
+    await telling.tell(run, Event(EventReason.HUNG, "bad"), Event(EventReason.HUNG, "good"))
+    assert (telling.events.lost, telling.events.posted) == (0, 2)
+
+
+async def test_a_bug_costs_the_event_it_is_about(server, api):
+    run, telling, original = make_run(server), Telling(api), api.request
+
+    async def request(*arguments, **given):
+        api.request = original
+        raise ValueError("a bug")
+
+    api.request = request
+    await telling.tell(run, Event(EventReason.HUNG, "bad"), Event(EventReason.HUNG, "good"))
+    assert (telling.events.lost, telling.events.posted) == (1, 1)
+
+
+async def test_who_does_not_lead_posts_nothing_and_who_leads_again_what_is_still_young(server, api):
     run, telling = make_run(server), Telling(api)
     telling.events._is_leader = lambda: False
-    await telling.tell(run, Event(EventReason.HUNG, "x"))
-    telling.events.clear()
+    await telling.tell(run, Event(EventReason.HUNG, "old"))
+    await telling.look(KEPT_SECONDS)
+    await telling.tell(run, Event(EventReason.HUNG, "young"))
+    assert telling.events.posted == 0
     telling.events._is_leader = lambda: True
     await telling.look()
-    assert telling.events.posted == 0
-    await telling.tell(run, Event(EventReason.HUNG, "x"))
-    assert telling.events.posted == 1
+    assert [event["message"] for event in server.objects["events"].values()] == ["young"]
+    assert telling.events.lost == 1
 
 
 async def test_events_are_kept_within_bounds(server, api, monkeypatch):
     monkeypatch.setattr("ddp_operator.act.events.REMEMBERED", 3)
     monkeypatch.setattr("ddp_operator.act.events.WAITING", 5)
     run, telling = make_run(server), Telling(api)
-    await telling.tell(run, *(Event(EventReason.HUNG, f"{number}" * 2000) for number in range(6)))
+    await telling.tell(run, *(Event(EventReason.HUNG, f"{number}" * 2000) for number in range(6)))  # none is posted in between
     assert (len(telling.events._told), telling.events.posted, telling.events.lost) == (3, 5, 1)
     assert all(len(event["message"]) <= 1024 for event in server.objects["events"].values())
