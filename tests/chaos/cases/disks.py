@@ -15,7 +15,7 @@ from drill import Drill
 from runs import Run
 from table import LeftOutError, Row, Sight
 
-from cases.survival import ended, goes_on
+from cases.survival import ended, goes_on, kill
 
 DATA_ERROR = 3
 VOLUME_MEGABYTES = 24
@@ -127,4 +127,20 @@ def _alarms(run: Run) -> list[str]:
     return []
 
 
-CASES = (full_for_a_while, full_to_the_end, read_only, failing)
+def blocked(drill: Drill) -> Iterator[Row]:
+    """The volume answers no more when ranks are to start again: node 0's agent stands still in it, and the others do not wait for ever."""
+
+    def disturb(run: Run) -> None:
+        counter, pipe = run.run_dir / "attempt", run.run_dir / "pipe"
+        number = counter.read_text()
+        os.mkfifo(pipe)
+        pipe.replace(counter)  # whoever reads it waits for a writer
+        kill("ddp-rank-2")(run)
+        run.until(lambda: all(f"agent {node} left with 162" in run.output for node in (1, 2, 3)), "the others to leave")
+        counter.write_text(number)
+
+    fault = "volume that blocks while ranks start again"
+    yield goes_on(drill, fault, disturb, causes=None, settings={"distributed.peer_timeout_seconds": 5})
+
+
+CASES = (full_for_a_while, full_to_the_end, read_only, failing, blocked)

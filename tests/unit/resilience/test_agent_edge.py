@@ -14,8 +14,9 @@ from types import SimpleNamespace
 import pytest
 
 from ddp_trainer.config import RunConfig
-from ddp_trainer.errors import DataError
+from ddp_trainer.errors import DataError, PeerLostError
 from ddp_trainer.resilience import entrypoint
+from ddp_trainer.resilience.agent import GangAgent
 from ddp_trainer.resilience.entrypoint import Node
 
 
@@ -53,3 +54,15 @@ def test_shared_memory_that_cannot_be_written_is_a_sentence(monkeypatch):
         entrypoint._scratch(RunConfig(), 0),
     ):
         pass
+
+
+def test_a_node_that_has_told_of_a_fault_does_not_wait_for_ever_for_node_0(monkeypatch):
+    config = RunConfig.model_validate({"distributed": {"peer_timeout_seconds": 30}})
+    agent = SimpleNamespace(_config=config, _barrier=SimpleNamespace(node=1))
+    monkeypatch.setattr("ddp_trainer.resilience.agent.time.monotonic", lambda: 131.0)
+    for reported_since in (None, 101.0):
+        GangAgent._assert_judged(agent, reported_since)
+    with pytest.raises(PeerLostError, match=r"node 0 has not said for 31 s .* look at its log, and at the volume"):
+        GangAgent._assert_judged(agent, 100.0)
+    agent._barrier.node = 0
+    GangAgent._assert_judged(agent, 100.0)

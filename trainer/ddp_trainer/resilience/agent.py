@@ -264,6 +264,7 @@ class GangAgent(SimpleElasticAgent):
         barrier, failed = self._barrier, False
         left_since: float | None = None
         finished_since: float | None = None
+        reported_since: float | None = None
         while True:
             deaths = self._deaths(timeout_seconds=max(self._config.fault_tolerance.monitor_interval_seconds, barrier.look_seconds))
             self._tick()
@@ -272,10 +273,8 @@ class GangAgent(SimpleElasticAgent):
                 return self._preempted()
             left_since = left_since or (time.monotonic() if any(death.code == LEFT_EXIT for death in deaths) else None)
             failed = failed or not all(death.code == LEFT_EXIT or self._has_finished(self._running.get(death.pid)) for death in deaths)
-            for fault in self._faults(deaths):
-                _log.warning("%s", fault.sentence)
-                (barrier.post_echo if fault.cause == ECHO else barrier.post_fault)(fault.to_json())
-            self._diagnose()
+            has_reported = self._has_reported(deaths)
+            reported_since = reported_since or (time.monotonic() if has_reported else None)
             if not (self._running or finished_since or failed or left_since):
                 barrier.post_finished()
                 finished_since = time.monotonic()
@@ -290,6 +289,30 @@ class GangAgent(SimpleElasticAgent):
             if barrier.is_superseded():
                 self._judge.account()
                 return None
+            self._assert_judged(reported_since)
+
+    def _has_reported(self, deaths: list[Death]) -> bool:
+        """Tell the others of what has gone wrong here, if anything has."""
+        faults = self._faults(deaths)
+        for fault in faults:
+            _log.warning("%s", fault.sentence)
+            (self._barrier.post_echo if fault.cause == ECHO else self._barrier.post_fault)(fault.to_json())
+        return self._diagnose() or bool(faults)
+
+    def _assert_judged(self, reported_since: float | None) -> None:
+        """Node 0 decides in seconds what follows a fault, unless its agent stands still, for instance in a dead file system.
+
+        Raises:
+            PeerLostError: it has had all the patience there is for a peer.
+        """
+        if reported_since is None or self._barrier.node == 0:
+            return
+        waited_seconds = time.monotonic() - reported_since
+        if waited_seconds > self._config.distributed.peer_timeout_seconds:
+            raise PeerLostError(
+                f"node 0 has not said for {waited_seconds:.0f} s what follows the fault that was reported: "
+                f"its agent lives and stands still; look at its log, and at the volume that the run directory is on"
+            )
 
     def _is_over(self, finished_since: float) -> bool:
         """Whether this node, whose ranks have finished, may end.
@@ -329,8 +352,8 @@ class GangAgent(SimpleElasticAgent):
         self._judge.preempted(fault)
         return Ending(PREEMPTED, fault)
 
-    def _diagnose(self) -> None:
-        """Look at the living ranks: report a hang, name those that are slow."""
+    def _diagnose(self) -> bool:
+        """Look at the living ranks: report a hang, name those that are slow. Whether a hang was reported."""
         facts = {rank: self._page.read(rank) for rank in self._running.values()}
         own = {rank: fact if fact and fact.get("attempt") == self._chronicle.attempt else None for rank, fact in facts.items()}
         if self._barrier.node == 0:
@@ -342,13 +365,12 @@ class GangAgent(SimpleElasticAgent):
         traces = {local: (pid, self._trace(local)) for pid, local in self._running.items()}
         hang = self._diagnosis.hang(own, traces, {worker.local_rank: worker.global_rank for worker in self._worker_group.workers})
         if hang is None:
-            return
+            return False
         _log.warning("%s", hang.fault.sentence)
-        if self._events:
-            self._events.append("stacks", stacks=hang.stacks)
-        else:
+        if hang.is_root or self._barrier.node == 0:  # the ranks of all other nodes only wait for the culprit
             self._barrier.post_stacks(json.dumps(hang.stacks))  # before the fault, with which the judge looks for them
         (self._barrier.post_fault if hang.is_root else self._barrier.post_echo)(hang.fault.to_json())
+        return True
 
     def _has_finished(self, local_rank: int | None) -> bool:
         """Whether a rank has said so in this attempt: then it is done, however its process ends; and else it is not, also with a 0."""

@@ -122,12 +122,12 @@ class Judge:
             self._barrier.close(json.dumps(words))
 
     def record(self, fault: Fault) -> None:
-        """Into the diary; of a hang on another node also its stacks, which are the culprit's."""
+        """Into the diary; of a hang also what the ranks did, those of the culprit's node and of this one."""
         if self._events is None:
             return
-        stacks = self._barrier.stacks_of(fault.node) if fault.cause == HANG.cause and fault.node != self._barrier.node else None
-        if stacks is not None:
-            self._events.append("stacks", stacks=json.loads(stacks))
+        for node in dict.fromkeys((fault.node, self._barrier.node)) if fault.cause == HANG.cause else ():
+            if (stacks := self._barrier.stacks_of(node)) is not None:
+                self._events.append("stacks", stacks=json.loads(stacks))
         self._events.append("fault", **asdict(fault))
 
     def fault_here(self, cause: str, code: int, message: str) -> Fault:
