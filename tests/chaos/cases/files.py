@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from drill import Drill
-from outcome import lost_steps, newest_on_disk, recovery_seconds
-from runs import Run, wait_until_gone
+from outcome import lost_steps, recovery_seconds
+from runs import Run
 from table import Row, Sight
 
-from cases.survival import DISTURBED_AT, ended, goes_on, kill_whole
+from cases.survival import EVERY_STEPS, ended, goes_on, kill, lost_gang
 
 DATA_ERROR = 3
-EVERY_STEPS = 10
 Damage = Callable[[Path], object]
 
 
@@ -61,7 +60,7 @@ def flipped(drill: Drill) -> Iterator[Row]:
 
 def _damaged(drill: Drill, fault: str, damage: Damage) -> Row:
     reference, sight = drill.undisturbed(), Sight()
-    home, newest = _lost_gang(drill)
+    home, newest = lost_gang(drill)
     damage(home / "checkpoints" / f"step-{newest:09d}")
     since = time.time()
     again = drill.start(run_dir=home)
@@ -78,7 +77,7 @@ def _damaged(drill: Drill, fault: str, damage: Damage) -> Row:
 def no_latest(drill: Drill) -> Iterator[Row]:
     """`latest` is a hint for people."""
     sight = Sight()
-    home, newest = _lost_gang(drill)
+    home, newest = lost_gang(drill)
     (home / "checkpoints" / "latest").write_bytes(b"")
     seconds, lost = _goes_on(drill, home, newest, sight)
     yield sight.row("`latest` emptied", "the newest is found all the same", seconds, lost)
@@ -87,7 +86,7 @@ def no_latest(drill: Drill) -> Iterator[Row]:
 def all_bad(drill: Drill) -> Iterator[Row]:
     """Nothing that verifies is left: beginning anew in silence would be worse than ending."""
     sight = Sight()
-    home, _ = _lost_gang(drill)
+    home, _ = lost_gang(drill)
     for folder in (home / "checkpoints").glob("step-*"):
         flip(folder)
     for start in ("first", "second"):  # which finds no checkpoint any more
@@ -104,7 +103,7 @@ def all_bad(drill: Drill) -> Iterator[Row]:
 def unreadable(drill: Drill) -> Iterator[Row]:
     """A volume that cannot be listed says nothing about what lies there: nothing is moved, and nobody begins anew."""
     sight = Sight()
-    home, newest = _lost_gang(drill)
+    home, newest = lost_gang(drill)
     fails = drill.new_folder("fails")
     fails.touch()
     refused = drill.start(run_dir=home, plan={"listing_fails": errno.EIO, "fault_while": str(fails)})
@@ -128,32 +127,31 @@ def _goes_on(drill: Drill, home: Path, step: int, sight: Sight) -> tuple[float |
     return recovery_seconds(again, since), lost_steps(again)
 
 
-def _lost_gang(drill: Drill) -> tuple[Path, int]:
-    """A run directory whose gang was killed after `DISTURBED_AT`, and the newest step in it."""
-    home = drill.new_folder("run")
-    run = drill.start(run_dir=home)
-    run.trained_to(DISTURBED_AT)
-    run.until(lambda: newest_on_disk(run) >= 2 * EVERY_STEPS, "second checkpoint")
-    wait_until_gone(kill_whole(run))
-    run.wait()
-    return home, newest_on_disk(run)
-
-
 def taken_over(drill: Drill) -> Iterator[Row]:
     """Another start of this run draws its number while this one goes on, as on a volume that has lost its locks."""
+    yield _taken_over(drill, "the run directory taken over by another start")
+    # before the next commit meets the fence: this one has to form anew, and must not draw a number beyond the other's
+    yield _taken_over(drill, "the run directory taken over by another start, then SIGKILL of rank 1", kill("ddp-rank-1"), ("crash",))
+
+
+def _taken_over(drill: Drill, fault: str, and_then: Callable[[Run], object] = lambda _: None, causes: tuple[str, ...] = ()) -> Row:
+    drawn: list[int] = []
 
     def disturb(run: Run) -> None:
         counter = run.run_dir / "attempt"
-        counter.write_text(f"{int(counter.read_text()) + 1}\n")
+        drawn.append(int(counter.read_text()) + 1)
+        counter.write_text(f"{drawn[0]}\n")
+        and_then(run)
         run.until(lambda: "agent 0 left with 162" in run.output, "its end")
 
     def left(run: Run, sight: Sight) -> None:
         log = (run.run_dir / "logs" / "agent-0.log").read_text()
         sight.fact("said why", "has been taken over by another start of this run" in log)
         sight.fact("wrote nothing on its way out", "could not be written" not in log and not run.of_kind("stop"))
+        formed = [int(event["attempt"]) for event in run.of_kind("form")]
+        sight.fact(f"formed as {', '.join(map(str, formed))}", formed == [drawn[0] - 1, drawn[0] + 1])
 
-    fault = "the run directory taken over by another start"
-    yield goes_on(drill, fault, disturb, causes=("peer_loss",), plan={"step_seconds": 0.1}, check=left)
+    return goes_on(drill, fault, disturb, causes=("peer_loss", *causes), plan={"step_seconds": 0.1}, check=left)
 
 
 CASES = (damaged, flipped, no_latest, all_bad, unreadable, taken_over)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from drill import Drill
@@ -135,7 +135,13 @@ def final_save(drill: Drill) -> Iterator[Row]:
 
 
 def ten_in_a_row(drill: Drill) -> Iterator[Row]:
-    """One rank after each return: nothing is used up as long as there is progress."""
+    """One after each return: nothing is used up as long as there is progress."""
+    yield _ten_in_a_row(drill, "SIGKILL of rank 2, ten times in a row", ["ddp-rank-2"], "crash")
+    agents = [f"ddp-agent-{node}" for node in range(4)]
+    yield _ten_in_a_row(drill, "SIGKILL of the agents in turn, ten times in a row", agents, "peer_loss")
+
+
+def _ten_in_a_row(drill: Drill, fault: str, names: Sequence[str], cause: str) -> Row:
     reference = drill.undisturbed(steps=LONG_STEPS)
     run = drill.start(settings={"optim.max_steps": LONG_STEPS, "fault_tolerance.max_restarts": 100})
     seconds, sight = [], Sight()
@@ -143,17 +149,17 @@ def ten_in_a_row(drill: Drill) -> Iterator[Row]:
         run.trained_to(2 + LONG_STEPS // (IN_A_ROW + 1) * (number + 1))
         run.until(lambda n=number: len(run.of_kind("first_step")) > n, "first step")
         since = time.time()
-        kill("ddp-rank-2")(run)
+        kill(names[number % len(names)])(run)
         run.until(lambda t=since: recovery_seconds(run, t) is not None, "return")
         seconds.append(recovery_seconds(run, since) or 0.0)
     run.wait()
     ended(run, sight, reference, LONG_STEPS)
-    faults, forms = len(run.of_kind("fault")), len(run.of_kind("form"))
-    sight.fact(f"{faults} faults, {forms} generations", faults == IN_A_ROW and forms == IN_A_ROW + 1)
+    causes, forms = [event["cause"] for event in run.of_kind("fault")], len(run.of_kind("form"))
+    sight.fact(f"{len(causes)} faults, {forms} generations", causes == [cause] * IN_A_ROW and forms == IN_A_ROW + 1)
     lost = lost_steps(run)
     sight.fact(f"{min(seconds):.1f} to {max(seconds):.1f} s", lost <= 4 * IN_A_ROW)
     expected = "ends with the undisturbed bits; one generation each; at most 4 steps lost each"
-    yield sight.row("SIGKILL of rank 2, ten times in a row", expected, sorted(seconds)[len(seconds) // 2], lost)
+    return sight.row(fault, expected, sorted(seconds)[len(seconds) // 2], lost)
 
 
 def whole_gang(drill: Drill) -> Iterator[Row]:

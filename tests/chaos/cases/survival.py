@@ -6,15 +6,18 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from drill import MEMORY_EVERY_STEPS, STEPS, Drill
-from outcome import different, lost_steps, pid_of, recovery_seconds, state_of
-from runs import Run
+from outcome import different, lost_steps, newest_on_disk, pid_of, recovery_seconds, state_of
+from runs import Run, wait_until_gone
 from table import Row, Sight
 
 DISTURBED_AT = 25
 """A step between two checkpoints, after two of them, and odd: its own state is not kept in memory, so that something can be lost."""
+EVERY_STEPS = 10
+"""The drill's checkpoint.every_steps."""
 
 
 def goes_on(
@@ -96,3 +99,14 @@ def kill_whole(run: Run) -> list[int]:
     tree = list(run.processes())
     os.kill(run.pid, signal.SIGKILL)
     return tree
+
+
+def lost_gang(drill: Drill, workers: int = 4, procs: int = 1) -> tuple[Path, int]:
+    """A run directory whose gang was killed after `DISTURBED_AT`, and the newest step in it."""
+    home = drill.new_folder("run")
+    run = drill.start(workers=workers, procs=procs, run_dir=home)
+    run.trained_to(DISTURBED_AT)
+    run.until(lambda: newest_on_disk(run) >= 2 * EVERY_STEPS, "second checkpoint")
+    wait_until_gone(kill_whole(run))
+    run.wait()
+    return home, newest_on_disk(run)

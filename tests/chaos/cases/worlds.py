@@ -14,10 +14,13 @@ from outcome import lost_steps, recovery_seconds, wrong_samples
 from runs import Run
 from table import Row, Sight
 
-from cases.survival import DISTURBED_AT, ended, goes_on
+from cases.survival import DISTURBED_AT, ended, goes_on, kill, lost_gang
 
 DATA_ERROR, PREEMPTED, PEER_LOST = 3, 143, 162
 OTHER_WORLDS = (1, 2, 8)
+FROM_MEMORY = ((1, 1), (2, 1))
+FROM_DISK = ((1, 1), (2, 1), (2, 2))
+"""Agents and ranks of each, beside those of other cases: 4 x 1 is everywhere, and 2 x 2 from memory is `one_of_a_pair`."""
 BATCH = int(SETTINGS["data.global_batch"])
 ROUNDING = 1e-3
 """Relative, 5e-8 when measured: the order of summation differs, and that grows over the steps."""
@@ -52,6 +55,36 @@ def _other_world(drill: Drill, world_size: int) -> Row:
     sight.fact(f"{lost} steps lost", lost == 0)
     expected = "every sample once, in its batch; the same curve up to rounding; no step lost"
     return sight.row(f"4 ranks stopped, {world_size} go on", expected, recovery_seconds(again, since), lost)
+
+
+def same_world(drill: Drill) -> Iterator[Row]:
+    """The same number of ranks goes on with the same bits, from memory and from disk, whatever the number."""
+    for workers, procs in FROM_MEMORY:
+        last = f"ddp-rank-{workers * procs - 1}"
+        fault = f"SIGKILL of the last rank ({workers} x {procs})"
+        yield goes_on(drill, fault, kill(last), workers=workers, procs=procs, check=lambda run, sight: came_from(run, "memory", sight))
+    for workers, procs in FROM_DISK:
+        yield _gang_again(drill, workers, procs)
+
+
+def _gang_again(drill: Drill, workers: int, procs: int) -> Row:
+    reference, sight = drill.undisturbed(workers * procs), Sight()
+    home, newest = lost_gang(drill, workers, procs)
+    since = time.time()
+    again = drill.start(workers=workers, procs=procs, run_dir=home, plan={"step_seconds": 0.0})
+    again.wait()
+    ended(again, sight, reference)
+    came_from(again, "disk", sight)
+    resumed = [event["step"] for event in again.of_kind("resume")]
+    sight.fact(f"resumed at {resumed}", resumed == [newest])
+    expected = "a new start ends with the undisturbed bits, from disk"
+    return sight.row(f"SIGKILL of the whole gang ({workers} x {procs})", expected, recovery_seconds(again, since), lost_steps(again))
+
+
+def came_from(run: Run, source: str, sight: Sight) -> None:
+    """Where the one generation after the fault had its state from."""
+    sources = [event["source"] for event in run.of_kind("resume")]
+    sight.fact(f"resumed from {', '.join(sources) or 'nothing'}", sources == [source])
 
 
 def used_once(run: Run, samples: Path, sight: Sight) -> None:
@@ -127,4 +160,4 @@ def stale_writer(drill: Drill) -> Iterator[Row]:
     yield goes_on(drill, fault, disturb, causes=("peer_loss",), lost_at_most=STEPS, plan=plan, check=fenced)
 
 
-CASES = (other_worlds, half_the_world, two_runs, bounded_wait, stale_writer)
+CASES = (other_worlds, half_the_world, same_world, two_runs, bounded_wait, stale_writer)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_trainer.checkpoint.lock import RunLock
+from ddp_trainer.checkpoint.lock import RunLock, TakenOverError
 from ddp_trainer.errors import DataError, PeerLostError
 
 HOLDER = Path(__file__).with_name("lock_holder.py")
@@ -82,6 +82,30 @@ def test_a_counter_that_cannot_be_read_is_one_sentence(tmp_path):
     (tmp_path / "attempt").mkdir()
     with pytest.raises(DataError, match=r"attempt cannot be read: .*; check the volume"):
         lock.next_attempt()
+    lock.release()
+
+
+def test_who_has_been_overtaken_draws_no_number_beyond_its_successors(tmp_path):
+    """On a volume that has lost its locks: the higher number is the rightful one's, and a still higher one would throw it out."""
+    lock = RunLock.acquire(tmp_path, 0)
+    assert [lock.next_attempt(), lock.next_attempt()] == [1, 2]
+    (tmp_path / "attempt").write_text("3\n")  # drawn by another
+    for _ in range(2):
+        with pytest.raises(TakenOverError, match=r"has been taken over by another start of this run \(attempt 3, ours is 2\)") as error:
+            lock.next_attempt()
+    assert error.value.exit.code == 162
+    assert (tmp_path / "attempt").read_text() == "3\n"
+    lock.release()
+
+
+@pytest.mark.parametrize("content", [None, "1\n", "2\n"])
+def test_a_counter_that_is_behind_was_not_drawn_from_by_anybody_else(tmp_path, content):
+    lock = RunLock.acquire(tmp_path, 0)
+    assert [lock.next_attempt(), lock.next_attempt()] == [1, 2]
+    (tmp_path / "attempt").unlink()
+    if content:
+        (tmp_path / "attempt").write_text(content)
+    assert lock.next_attempt() == 3
     lock.release()
 
 

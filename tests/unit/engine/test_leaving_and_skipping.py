@@ -69,6 +69,21 @@ def test_an_evaluation_that_is_done_or_not_due_is_not_done_at_the_start(step):
     assert after.entries[0][:2] == ("stepped", step + 1)
 
 
+def test_nobody_leaves_before_the_sum_of_those_who_have_kept_it_has_come(monkeypatch):
+    """On a GPU a collective has only been enqueued when its call returns: what waits for the others is the reading of the sum."""
+
+    class Enqueued:
+        def item(self):
+            diary.entries.append(("all have kept it",))
+            return 0.0
+
+    run, diary = training(), leaving_at(3)
+    monkeypatch.setattr(run.group, "sum", lambda tensor: Enqueued() if tensor.shape == (1,) else tensor)
+    with pytest.raises(LeavingError):
+        train(run, diary.hooks())
+    assert diary.entries[-2:] == [("keep", 3), ("all have kept it",)]
+
+
 def test_a_wish_to_leave_at_the_last_step_is_an_end_like_any_other():
     run, diary = training(), leaving_at(10)
     assert train(run, diary.hooks()) == run.metrics != {}

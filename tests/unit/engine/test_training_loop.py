@@ -9,6 +9,7 @@ from torch import nn
 
 from ddp_trainer import engine
 from ddp_trainer.engine import train
+from ddp_trainer.engine.step import DeviceTimer, HostTimer, timer_on
 from ddp_trainer.errors import ConfigError, DivergedError
 
 
@@ -118,6 +119,67 @@ def test_a_users_dropout_is_keyed_by_step_so_a_resumed_run_draws_the_same():
     torch.manual_seed(123)
     engine.one_step(undisturbed, 0.1)
     assert same(parameters(resumed), parameters(undisturbed))
+
+
+# --- how long a rank's own part of a step takes -------------------------------------------------------------------------------------
+
+
+class Gpu:
+    """Work takes its time after it was enqueued; an event's time is known once the GPU has passed it. `stream` is in seconds."""
+
+    def __init__(self):
+        self.stream, self.passed = 0.0, 0.0
+
+    def event(self):
+        return GpuEvent(self)
+
+
+class GpuEvent:
+    def __init__(self, gpu):
+        self._gpu = gpu
+
+    def record(self):
+        self.at = self._gpu.stream
+
+    def query(self):
+        return self.at <= self._gpu.passed
+
+    def elapsed_time(self, end):
+        assert end.query(), "asking now would wait"
+        return (end.at - self.at) * 1000.0
+
+
+def test_on_a_gpu_the_own_part_is_the_gpus_time_read_once_it_is_known_and_never_waited_for():
+    gpu, said = Gpu(), []
+    timer = DeviceTimer(gpu.event)
+    # a step every 10 s, of which the ranks wait for each other after the forward pass; `passed`: how far the GPU is when the host asks
+    for step, (forward_seconds, passed) in enumerate([(0.25, 0.0), (0.5, 5.0), (0.75, 8.0), (1.0, 25.0)]):
+        gpu.stream = 10.0 * step
+        timer.start()
+        gpu.stream += forward_seconds
+        gpu.passed = passed
+        said.append(timer.stop())
+    assert said == [0.0, 0.25, 0.25, 0.75]
+
+
+def test_the_timer_is_that_of_the_device_and_the_hosts_is_known_at_once():
+    assert isinstance(timer_on(torch.device("cuda", 3)), DeviceTimer)
+    timer = timer_on(torch.device("cpu"))
+    assert type(timer) is HostTimer
+    timer.start()
+    assert 0.0 < timer.stop() < timer.stop()
+
+
+def test_a_step_is_timed_by_the_timer_that_it_is_given():
+    class Fixed(HostTimer):
+        def stop(self):
+            return 0.125
+
+    run = training()
+    engine.one_step(run, 0.1, timer=Fixed())
+    assert run.own_seconds == 0.125
+    engine.one_step(run, 0.1)
+    assert 0.0 < run.own_seconds != 0.125
 
 
 # --- divergence ----------------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ddp_trainer.config import FaultToleranceSection
 from ddp_trainer.errors import (
+    BY_CAUSE,
     CONFIG_ERROR,
     DATA_ERROR,
     DIVERGED,
@@ -22,7 +23,7 @@ from ddp_trainer.errors import (
     USER_ERROR,
 )
 from ddp_trainer.resilience.fault import ECHO, FAILED_COLLECTIVE, REJOIN, Fault
-from ddp_trainer.resilience.verdict import COUNTED_CAUSES, FINAL_CAUSES, Record, judge
+from ddp_trainer.resilience.verdict import COUNTED_CAUSES, FINAL_CAUSES, HOST_CAUSES, Record, judge
 
 POLICY = FaultToleranceSection(max_restarts=10, no_progress_restarts=3, max_hangs=5)
 SKIPPING = FaultToleranceSection(on_divergence="skip", max_skips=3)
@@ -153,6 +154,50 @@ def test_a_final_cause_ends_the_run_whatever_budget_is_left(cause):
     assert not verdict.leave.retried
 
 
+# --- an error of a host -------------------------------------------------------------------------------------------------------------
+
+
+def elsewhere(cause, step=0, node=3):
+    return Fault(cause, node, node, BY_CAUSE[cause].code, step, "/mnt/data is not there")
+
+
+@pytest.mark.parametrize("cause", sorted(HOST_CAUSES))
+def test_one_bad_replacement_does_not_end_a_run_that_has_a_checkpoint(cause):
+    verdict = judge(elsewhere(cause), 500, Record(), POLICY)
+    assert (verdict.leave, verdict.record.crashes, verdict.record.without_progress) == (None, 1, 1)
+    assert judge(elsewhere(cause), 0, Record(durable_step=40), POLICY).leave is None
+
+
+@pytest.mark.parametrize("cause", sorted(HOST_CAUSES))
+def test_the_same_words_are_final_before_the_first_checkpoint_and_always_from_node_0(cause):
+    own = BY_CAUSE[cause]
+    assert judge(elsewhere(cause), 0, Record(), POLICY).leave is own
+    assert judge(elsewhere(cause, step=2), 0, Record(durable_step=0), POLICY).leave is own, "no memory for snapshots, at the first of them"
+    assert judge(elsewhere(cause, step=400, node=0), 500, Record(durable_step=490), POLICY).leave is own
+
+
+@pytest.mark.parametrize("cause", sorted(HOST_CAUSES))
+def test_a_bad_host_that_stays_leaves_for_other_machines_and_at_last_with_its_own_code(cause):
+    first = judged([(elsewhere(cause), 500)] * 9)
+    assert [verdict.leave for verdict in first] == [None, None, None, RANK_CRASHED]
+    assert first[-1].reason == "rank 3 (node 3): /mnt/data is not there (3 restarts without a newer checkpoint)"
+    record, leaves = first[-1].record, []
+    for step in range(4):  # containers, each of which leaves at once; the words need not come at the same step
+        (again,) = judged([(elsewhere(cause, step=step), 500)] * 9, record=replace(record, crashes=0, hangs=0))
+        record, leaves = again.record, [*leaves, again.leave]
+    assert leaves == [RANK_CRASHED, RANK_CRASHED, RANK_CRASHED, BY_CAUSE[cause]]
+    assert judged([(elsewhere(cause), 501)], record=first[-1].record)[0].leave is None, "there has been progress in between"
+
+
+@pytest.mark.parametrize("cause", sorted(HOST_CAUSES))
+def test_errors_of_a_host_with_progress_in_between_use_up_the_restarts_like_crashes(cause):
+    verdicts = judged([(elsewhere(cause, step=s), s) for s in range(1, 30)])
+    assert verdicts[-1].leave is RANK_CRASHED
+    assert len(verdicts) == POLICY.max_restarts + 1
+    mixed = judged([(elsewhere(cause) if s % 2 else fault(), s) for s in range(1, 30)])
+    assert len(mixed) == POLICY.max_restarts + 1
+
+
 # --- any fault, any record, any policy -----------------------------------------------------------------------------------------------
 
 faults = st.builds(
@@ -194,15 +239,17 @@ def test_there_is_a_verdict_for_everything_and_it_names_the_fault(one, durable, 
         assert (verdict.leave is None) == (policy.on_divergence == "skip" and record.skips < policy.max_skips)
     elif one.cause == "preemption":
         assert (verdict.leave is None) == (policy.on_preemption == "reform")
-    elif one.cause in FINAL_CAUSES:
-        assert verdict.leave is not None
+    elif one.cause in FINAL_CAUSES and (one.node == 0 or max(durable, record.durable_step) <= 0):
+        assert verdict.leave is one.leaves_with
     elif one.cause not in COUNTED_CAUSES:
         assert verdict.leave is None
 
 
 @given(
     st.lists(
-        st.tuples(st.builds(replace, faults, cause=st.sampled_from(["crash", "user_error", "hang", "diverged"])), st.integers(0, 3)),
+        st.tuples(
+            st.builds(replace, faults, cause=st.sampled_from(["crash", "user_error", "hang", "diverged", "data_error"])), st.integers(0, 3)
+        ),
         min_size=40,
         max_size=40,
     ),

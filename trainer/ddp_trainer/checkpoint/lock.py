@@ -22,6 +22,10 @@ _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
 
 
+class TakenOverError(PeerLostError):
+    """Another start of this run has the run directory: nothing there belongs to this one any more."""
+
+
 class RunLock:
     """Held by node 0's agent for as long as it lives."""
 
@@ -55,6 +59,7 @@ class RunLock:
 
         Raises:
             DataError: the counter is damaged, or cannot be read.
+            TakenOverError: somebody else has drawn since, as on a volume that has lost its locks.
         """
         try:
             before = int(self._counter.read_text()) if self._counter.exists() else 0
@@ -64,6 +69,11 @@ class RunLock:
             raise DataError(
                 f"{self._counter} holds no number; write one into it that is higher than every attempt in events.jsonl"
             ) from None
+        if self._drawn and before > self._drawn:  # a higher number of ours would turn the fence against the rightful one
+            raise TakenOverError(
+                f"{self._counter.parent} has been taken over by another start of this run (attempt {before}, ours is {self._drawn}); "
+                f"nothing more is written here; see who runs it"
+            )
         self._drawn = max(before, self._drawn) + 1
         try:
             write_durably(self._counter, f"{self._drawn}\n".encode())

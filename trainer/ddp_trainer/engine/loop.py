@@ -14,7 +14,7 @@ import torch
 from ddp_trainer.engine.divergence import diverged
 from ddp_trainer.engine.evaluation import evaluate
 from ddp_trainer.engine.schedule import evaluation_is_due, learning_rate
-from ddp_trainer.engine.step import one_step
+from ddp_trainer.engine.step import one_step, timer_on
 from ddp_trainer.engine.training import Training
 from ddp_trainer.piggyback import Words
 
@@ -49,14 +49,14 @@ def train(run: Training, hooks: Hooks) -> dict[str, float]:
         DivergedError: the loss is not finite. The parameters are those before the bad step.
         LeavingError: asked to leave, by any rank; all ranks raise it after the same step.
     """
-    every = run.config.telemetry.log_every_steps
+    every, timer = run.config.telemetry.log_every_steps, timer_on(run.group.device)
     if run.step > run.evaluated_step and evaluation_is_due(run.config, run.step, run.total_steps, run.steps_per_epoch):
         _evaluate(run, hooks)  # the ranks before were asked to leave right before it
     while run.step < run.total_steps:
         lr = learning_rate(run.config, run.step, run.total_steps)
         wish = hooks.wish(run.step + 1)
         is_skipped = any(first <= run.step < end for first, end in run.skipped)
-        heard = Words() if is_skipped else one_step(run, lr, wish)
+        heard = Words() if is_skipped else one_step(run, lr, wish, timer)
         run.step += 1
         hooks.stepped(run.step, run.config.data.global_batch, heard.own_seconds)
         is_last = run.step == run.total_steps
@@ -65,8 +65,9 @@ def train(run: Training, hooks: Hooks) -> dict[str, float]:
             hooks.measured(run.step, loss, accuracy, lr)
         if heard.leave and not is_last:
             _keep(run, hooks)
-            # nobody leaves before all have kept it: the first to end makes the agents stop the others
-            run.group.sum(torch.zeros(1, device=run.group.device))
+            # nobody leaves before all have kept it: the first to end makes the agents stop the others. The sum is read, since on a GPU
+            # the collective has only been enqueued when the call returns
+            run.group.sum(torch.zeros(1, device=run.group.device)).item()
             raise LeavingError
         if evaluation_is_due(run.config, run.step, run.total_steps, run.steps_per_epoch):
             _evaluate(run, hooks)

@@ -10,7 +10,11 @@ import contextlib
 import math
 import random
 import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,14 +30,65 @@ _SEED_STRIDE = 1_000_003
 """Separates the seeds of neighbouring steps; any number larger than the micro-batches of a step does."""
 
 
-def one_step(run: Training, lr: float, wish: Words | None = None) -> Words:
+class HostTimer:
+    """Times a rank's own part of each step: data and forward passes. By the host's clock, where the host computes."""
+
+    def start(self) -> None:
+        """The step begins."""
+        self._started = time.perf_counter()
+
+    def stop(self) -> float:
+        """The last forward pass is done; returns the seconds since `start`."""
+        return time.perf_counter() - self._started
+
+
+class DeviceTimer(HostTimer):
+    """The same by the GPU's clock: the host only enqueues the work, and its clock would show how long that takes.
+
+    Events are read when the GPU has passed them, a step or more later, and never waited for.
+    """
+
+    def __init__(self, new_event: Callable[[], Any]) -> None:
+        self._new_event = new_event
+        self._open: deque[tuple[Any, Any]] = deque()
+        self._seconds = 0.0
+
+    def start(self) -> None:
+        """The step begins, once the GPU gets there: after the update before it, and so after the exchange with the others."""
+        self._start = self._new_event()
+        self._start.record()
+
+    def stop(self) -> float:
+        """The last forward pass is enqueued; returns the seconds of the newest step that the GPU is known to have done, 0 before any."""
+        end = self._new_event()
+        end.record()
+        self._open.append((self._start, end))
+        while self._open and self._open[0][1].query():
+            begun, ended = self._open.popleft()
+            self._seconds = begun.elapsed_time(ended) / 1000.0  # from ms
+        return self._seconds
+
+
+def timer_on(device: torch.device) -> HostTimer:
+    """The timer for what is computed there."""
+    return DeviceTimer(partial(torch.cuda.Event, enable_timing=True)) if device.type == "cuda" else HostTimer()
+
+
+def one_step(run: Training, lr: float, wish: Words | None = None, timer: HostTimer | None = None) -> Words:
     """Forward and backward of this rank's micro-batches, gradients averaged in the last backward, one optimizer step.
+
+    Args:
+        run: is advanced, but for its step number.
+        lr: of this step.
+        wish: what this rank has to say.
+        timer: the one of the steps before; a new one knows nothing yet on a GPU.
 
     Returns:
         What all ranks wish; `wish` is this one's.
     """
     wish = replace(wish or Words(), own_seconds=(run.own_seconds,))
-    started = time.perf_counter()
+    timer = timer or timer_on(run.group.device)
+    timer.start()
     seed, batch = run.config.run.seed, run.config.data.global_batch
     indices, epochs = global_batch(seed, len(run.train_set), batch, run.step)
     mine = micro_batches_of(run.group.rank, run.group.world_size, run.micro_batches)
@@ -48,7 +103,7 @@ def one_step(run: Training, lr: float, wish: Words | None = None) -> Words:
         with contextlib.nullcontext() if is_last else _no_sync(run.ranks_model):
             loss, outputs = forward(run, inputs, targets)
             if is_last:
-                run.own_seconds = time.perf_counter() - started
+                run.own_seconds = timer.stop()
             backward(run, loss * share, wish if is_last else None)
         counted = run.task.metrics(outputs.detach(), targets)
         accuracy = counted.get("accuracy")

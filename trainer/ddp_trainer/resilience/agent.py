@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from torch.distributed.elastic.agent.server.api import RunResult, SimpleElasticAgent, Worker, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.rendezvous import RendezvousClosedError
 
+from ddp_trainer.checkpoint.lock import TakenOverError
 from ddp_trainer.config import RunConfig
 from ddp_trainer.errors import FINISHED, PEER_LOST, PREEMPTED, RANK_CRASHED, DdpError, PeerLostError
 from ddp_trainer.resilience.chronicle import Chronicle
@@ -47,10 +48,6 @@ class StuckRankError(DdpError):
     """A rank that SIGKILL does not end: nothing can be started in its place on this machine."""
 
     exit = RANK_CRASHED
-
-
-class TakenOverError(PeerLostError):
-    """Another start of this run has the run directory: nothing there belongs to this agent any more."""
 
 
 class StopAskedError(Exception):

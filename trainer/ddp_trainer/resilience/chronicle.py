@@ -29,7 +29,11 @@ _log = logging.getLogger(__name__)
 
 LEDGER_FILE = "ledger.json"
 PRODUCTIVE_PHASES = frozenset({"training", "evaluating", "saving"})
-COUNTED_CAUSES = {"crash": "crash", "user_error": "crash", "hang": "hang", "preemption": "preemption"}
+COUNTED_CAUSES = {
+    **dict.fromkeys(("crash", "user_error", "config_error", "data_error"), "crash"),
+    "hang": "hang",
+    "preemption": "preemption",
+}
 """Under which restart counter a cause goes; any other is a lost peer."""
 
 

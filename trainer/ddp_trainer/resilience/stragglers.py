@@ -24,7 +24,7 @@ FEWEST_READINGS = 5
 RECOVERY_RATIO = 0.5
 """A rank is well again once less than this part of the excess is left: one that wavers around the limit is not named again and again."""
 SMALLEST_EXCESS_SECONDS = 0.001
-"""Below this a rank is not slow whatever the ratio: on a GPU, the own part of a small step is the time to launch it, and jitters."""
+"""Below this a rank is not slow whatever the ratio: on a GPU, the own part of a small step is mostly gaps between launches, and jitters."""
 FEWEST_FOR_MEDIAN = 3
 """Of two, the median lies between them, and a rank twice as slow as the other would be at 1.33 of it: two are compared with each other."""
 

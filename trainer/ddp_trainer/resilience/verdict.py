@@ -11,8 +11,10 @@ from ddp_trainer.resilience.fault import FAILED_COLLECTIVE, Fault
 IDENTICAL_ERRORS = 3
 """An exception that comes back this often at the same step with the same words is a bug in the code: more restarts only hide it."""
 FINAL_CAUSES = frozenset({"config_error", "data_error", "diverged"})
-"""The same again would fail the same way."""
-COUNTED_CAUSES = frozenset({"crash", "user_error", "hang", FAILED_COLLECTIVE})
+"""The same again would fail the same way; but see `HOST_CAUSES`."""
+HOST_CAUSES = frozenset({"config_error", "data_error"})
+"""Of another node than node 0, in a run that has a checkpoint, they say that its host lacks something (a mount, a GPU): a crash there."""
+COUNTED_CAUSES = frozenset({"crash", "user_error", "hang", FAILED_COLLECTIVE}) | HOST_CAUSES
 """What has a budget: for all of them restarts without a newer checkpoint, for dead ranks and for hangs also restarts in all."""
 
 
@@ -45,12 +47,13 @@ def judge(fault: Fault, durable_step: int, record: Record, policy: FaultToleranc
         return Verdict(None, fault.sentence, replace(record, skips=record.skips + 1))
     if fault.cause == PREEMPTED.cause and policy.on_preemption == "leave":
         return Verdict(PREEMPTED, fault.sentence, record)
-    if fault.cause in FINAL_CAUSES:
+    if _is_final(fault, durable_step, record):
         return Verdict(fault.leaves_with, fault.sentence, record)
     if fault.cause not in COUNTED_CAUSES:
         return Verdict(None, fault.sentence, record)
     progressed = durable_step > record.durable_step
-    is_exception, is_crash, is_hang = fault.cause == "user_error", fault.cause in {"crash", "user_error"}, fault.cause == "hang"
+    is_exception, is_hang = fault.cause == "user_error", fault.cause == "hang"
+    is_crash = is_exception or fault.cause == "crash" or fault.cause in HOST_CAUSES
     error = (fault.step, fault.message if is_exception else fault.cause)
     counted = replace(
         record,
@@ -64,13 +67,29 @@ def judge(fault: Fault, durable_step: int, record: Record, policy: FaultToleranc
     if is_exception and counted.identical_errors >= IDENTICAL_ERRORS:
         return Verdict(USER_ERROR, f"{fault.sentence} (the same error {counted.identical_errors} times)", counted)
     if counted.without_progress > policy.no_progress_restarts:
-        # a hang or a failed collective may be the machines': others are tried, and only as many again at the same step are a bug
-        is_stuck = counted.identical_errors >= 2 * (policy.no_progress_restarts + 1)
-        leave = NO_PROGRESS if fault.cause == "crash" or is_stuck else fault.leaves_with
-        return Verdict(leave, f"{fault.sentence} ({policy.no_progress_restarts} restarts without a newer checkpoint)", counted)
+        reason = f"{fault.sentence} ({policy.no_progress_restarts} restarts without a newer checkpoint)"
+        return Verdict(_without_progress(fault, counted, policy), reason, counted)
     if is_crash and counted.crashes > policy.max_restarts:
         leave = USER_ERROR if is_exception else RANK_CRASHED
         return Verdict(leave, f"{fault.sentence} (all {policy.max_restarts} restarts used up)", counted)
     if is_hang and counted.hangs > policy.max_hangs:
         return Verdict(HANG, f"{fault.sentence} (all {policy.max_hangs} restarts after hangs used up)", counted)
     return Verdict(None, fault.sentence, counted)
+
+
+def _is_final(fault: Fault, durable_step: int, record: Record) -> bool:
+    """Whether more restarts cannot help: one bad replacement must not end a run that has come far with the same configuration and data.
+
+    The fault's own step says little: memory for snapshots, for one, is first missed after some steps, and then by all nodes.
+    """
+    has_trained = max(durable_step, record.durable_step) > 0
+    return fault.cause in FINAL_CAUSES and not (fault.cause in HOST_CAUSES and has_trained and fault.node != 0)
+
+
+def _without_progress(fault: Fault, counted: Record, policy: FaultToleranceSection) -> Exit:
+    """How to leave when restarts here have brought no newer checkpoint: what may be the machines' is tried on others first."""
+    enough = 2 * (policy.no_progress_restarts + 1)
+    if fault.cause in HOST_CAUSES:
+        return fault.leaves_with if counted.without_progress >= enough else RANK_CRASHED
+    # of a hang or a failed collective only as many again at the same step are a bug
+    return NO_PROGRESS if fault.cause == "crash" or counted.identical_errors >= enough else fault.leaves_with
