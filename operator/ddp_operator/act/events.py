@@ -42,6 +42,8 @@ MALFORMED: Final = (400, INVALID)
 FORBIDDEN: Final = 403
 REFUSED_AT_ONCE: Final = 3
 """So many are tried before a pause: the operator may have no right to post any, or a webhook may only dislike that one."""
+TERMINATING: Final = "because it is being terminated"
+"""The API server's words where the namespace is about to go, and all that is in it."""
 TASK_NAME: Final = "events of "
 
 _log = logging.getLogger(__name__)
@@ -110,6 +112,9 @@ class Events:
                     await self._api.request("POST", path, body=letter.body, timeout_seconds=POST_SECONDS)
                     self.posted += 1
                 except ApiError as error:
+                    if error.status == FORBIDDEN and TERMINATING in error.reason:
+                        self._drop(queue, name)
+                        continue
                     if error.status in MALFORMED:
                         _log.warning("Event %s was not posted: %s", letter.body["reason"], error.reason, extra=letter.about)
                         self._drop(queue, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 
@@ -98,7 +97,7 @@ def _freeze(control: str, process: str) -> str:
 def _killed(release: Release, control: str) -> str:
     """A new API server knows nothing of what was before it: watches that go on from there are told 410 Gone, as one of our own proves."""
     pods = f"/api/v1/namespaces/{release.namespace}/pods"
-    version = json.loads(release.kubectl("get", "--raw", f"{pods}?limit=1"))["metadata"]["resourceVersion"]
+    version = release.kubectl("get", "pod", f"{release.job}-master-0", "-o", "jsonpath={.metadata.resourceVersion}")
     old = in_node(control, "pidof kube-apiserver").strip()
     in_node(control, f"kill -9 {old}")
     until("another API server", READY_SECONDS, lambda: in_node(control, "pidof kube-apiserver || true").strip() not in {"", old})

@@ -12,7 +12,9 @@ from release import Release
 from table import Row
 
 LOG = "/var/log/kubernetes/audit.log"
-DENIED = {401, 403}
+UNKNOWN = 401
+DECISION = "authorization.k8s.io/decision"
+"""By the roles. A 403 has other reasons too: an admission webhook, or a namespace that is about to go."""
 ACCOUNT = "system:serviceaccount"
 RARE: dict[tuple[str, str], str] = {("get", "trainingruns"): "after a write that met another's"}
 """Granted for what no case brings about."""
@@ -73,7 +75,7 @@ def _asked(of: str = "") -> tuple[Counter[Right], list[str]]:
         code, words = entry.get("responseStatus", {}).get("code", 0), entry.get("responseStatus", {}).get("message", "")
         account = entry["user"]["uid"]  # of one installation: a name comes again
         requests[entry["auditID"]] = (entry["verb"], resource)
-        if code not in DENIED:
+        if code != UNKNOWN and entry.get("annotations", {}).get(DECISION) != "forbid":
             bad += refused.pop(account, [])
         else:
             refused.setdefault(account, []).append(f"{entry['verb']} {resource}: {words[:160]}")

@@ -104,6 +104,14 @@ async def test_an_event_that_is_refused_alone_delays_no_other(server, api):
     assert (telling.events.lost, telling.events.posted) == (0, 2)
 
 
+async def test_in_a_namespace_that_is_about_to_go_nothing_is_tried_again(server, api):
+    run, telling = make_run(server), Telling(api)
+    words = "unable to create new content in namespace default because it is being terminated"
+    server.fault = lambda request: RefusalError(403, words) if request.method == "POST" else None
+    await telling.tell(run, Event(EventReason.HUNG, "x"))
+    assert (telling.events.lost, telling.events._queues["default"].waiting) == (1, {})
+
+
 async def test_a_bug_costs_the_event_it_is_about(server, api):
     run, telling, original = make_run(server), Telling(api), api.request
 
