@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pty
 import re
@@ -213,3 +215,54 @@ def test_exported_files_are_plain_safetensors(checkpoints, run_dir, tmp_path):
     checkpoints("export", run_dir, tmp_path / "out")
     assert saved_tensors.load((tmp_path / "out" / "model.safetensors").read_bytes()).keys() == {"weight", "count"}
     assert verify(store_of(run_dir).folder(30)).step == 30  # and the checkpoint is as it was
+
+
+# --- what runs leave for them --------------------------------------------------------------------------------------------------------
+
+FEW = ("--workers", 2, "--set", "optim.max_steps=4", "--set", "checkpoint.every_steps=2")
+
+
+def forget_the_evaluation(folder):
+    """Make it what a fault in the last evaluation leaves: the same tensors, written before the evaluation."""
+    state, path = json.loads((folder / "state.json").read_text()), folder / "manifest.json"
+    state["history"] = state["history"][:-1]
+    content = json.dumps(state).encode()
+    (folder / "state.json").write_bytes(content)
+    manifest = json.loads(path.read_text())
+    manifest["files"]["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    path.write_text(json.dumps(manifest | {"metrics": {}}))
+
+
+def test_a_fault_in_the_last_evaluation_costs_the_final_checkpoint_no_metrics(ddp, small, checkpoints, tmp_path):
+    home = tmp_path / "run"
+    folder = home / "checkpoints" / "step-000000004"
+    run = ddp(*small, *FEW, run_dir=home)
+    assert run.wait() == 0, run.output
+    before = json.loads((folder / "manifest.json").read_text())
+    forget_the_evaluation(folder)
+    assert "not evaluated" in checkpoints("export", home, tmp_path / "first")
+    for attempt in (2, 2):  # the third start has nothing left to do
+        run = ddp(*small, *FEW, run_dir=home)
+        assert run.wait() == 0, run.output
+        assert [line["attempt"] for line in run.metrics if line["kind"] == "eval" and line["step"] == 4] == [attempt]
+        assert verify(folder).metrics == before["metrics"]
+    assert "not evaluated" not in checkpoints("export", home, tmp_path / "second")
+
+
+def test_never_resuming_needs_a_second_home_of_its_own_and_bad_checkpoints_come_back_from_it(ddp, small, tmp_path):
+    def start(run, home, *more):
+        started = ddp(*small, *FEW, "--set", f"checkpoint.mirror_url=file://{tmp_path}/{home}", *more, run_dir=tmp_path / run)
+        return started.wait(), started.output
+
+    never = ("--set", "run.resume=never", "--set", "checkpoint.mirror_every=5")
+    code, output = start("first", "home", *never)
+    assert code == 0, output
+    assert (tmp_path / "home" / "step-000000004" / "manifest.json").is_file(), "the last one is copied, whatever its number"
+    code, output = start("second", "home", *never)
+    assert code == 2, output
+    assert f"checkpoint.mirror_url file://{tmp_path}/home holds checkpoints (the newest: step 4) and run.resume is never" in output
+    for model in (tmp_path / "first" / "checkpoints").glob("step-*/model.safetensors"):
+        model.write_bytes(b"rubbish")
+    code, output = start("first", "home")
+    assert code == 0, output
+    assert verify(tmp_path / "first" / "checkpoints" / "step-000000004")

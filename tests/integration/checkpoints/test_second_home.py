@@ -9,11 +9,16 @@ import fsspec
 import pytest
 from small_checkpoints import commit, is_state_of
 
+from ddp_trainer.checkpoint import manifest as manifest_module
 from ddp_trainer.checkpoint import mirror as mirror_module
 from ddp_trainer.checkpoint.manifest import MANIFEST_NAME
 from ddp_trainer.checkpoint.mirror import Mirror
 from ddp_trainer.checkpoint.store import CheckpointStore
+from ddp_trainer.config import RunConfig
 from ddp_trainer.errors import ConfigError, DataError, PeerLostError
+from ddp_trainer.resilience import entrypoint
+from ddp_trainer.resilience.chronicle import LEDGER_FILE, Chronicle
+from ddp_trainer.telemetry.events import EVENTS_FILE, read_events
 
 PATIENCE_SECONDS = 60
 
@@ -70,6 +75,36 @@ def test_retention_on_the_volume_removes_nothing_from_the_second_home(home, stor
 def test_the_first_and_every_nth_after_it_are_copied(home, store):
     copy(Mirror(home, every=3), store, *range(10, 90, 10))
     assert steps_in(home) == [10, 40, 70]
+
+
+def test_the_last_one_is_copied_whatever_its_number_and_says_so(home, store):
+    mirror = Mirror(home, every=3)
+    taken = []
+    for step in (10, 20, 30):
+        commit(store, step)
+        taken.append(mirror.offer(store.folder(step), is_last=step == 30))
+        assert mirror.drain(PATIENCE_SECONDS)
+    assert taken == [True, False, True]
+    assert steps_in(home) == [10, 30]
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_opened_is_copied_as_one_not_as_a_mixture_of_two(home, store, empty, monkeypatch):
+    commit(store, 2)
+    real, looks = mirror_module.read_manifest, []
+
+    def read_manifest(folder):
+        if not looks:
+            commit(store, 2, {"loss": 0.5})  # its evaluation has ended
+        looks.append(folder)
+        return real(folder)
+
+    monkeypatch.setattr(mirror_module, "read_manifest", read_manifest)
+    mirror = Mirror(home)
+    mirror.offer(store.folder(2))
+    assert mirror.drain(PATIENCE_SECONDS)
+    assert len(looks) == 2
+    assert mirror.fetch_newest(empty) == 2
+    assert empty.load_newest().manifest.metrics == {"loss": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -291,3 +326,125 @@ def test_a_full_volume_is_an_error_of_its_own_and_gets_no_half_checkpoint(home, 
     with pytest.raises(DataError, match=r"step-000000001 cannot be fetched into .*: No space left on device; free space there"):
         Mirror(home).fetch_newest(empty)
     assert list(empty.root.iterdir()) == []
+
+
+# --- what a start makes of it --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start(home, tmp_path):
+    """A start's first look at the run directory, with this `run.resume`; the run's store."""
+
+    def prepare(resume="auto"):
+        values = {"run.root": str(tmp_path), "run.name": "started", "run.resume": resume, "checkpoint.mirror_url": home}
+        entrypoint._prepare_store(RunConfig().with_values(values))
+        return CheckpointStore(tmp_path / "started" / "checkpoints")
+
+    return prepare
+
+
+def damage(store):
+    for step in store.steps():
+        (store.folder(step) / "model.safetensors").write_bytes(b"rubbish")
+
+
+def interrupted(run_dir, resume):
+    """The ledger of a run whose ranks have trained, and whose agent was lost."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    chronicle = Chronicle("started", 0, 1, run_dir / LEDGER_FILE, resume)
+    chronicle.begun_with = resume
+    chronicle.save()
+
+
+@pytest.fixture
+def no_download(monkeypatch):
+    monkeypatch.setattr(Mirror, "_fetch", lambda *_: pytest.fail("something was downloaded"))
+
+
+@pytest.mark.usefixtures("no_download")
+def test_a_run_that_begins_anew_refuses_a_second_home_that_holds_another_runs_checkpoints(home, store, start, tmp_path):
+    copy(Mirror(home), store, 1, 2)
+    for _ in range(2):
+        with pytest.raises(
+            ConfigError, match=r"checkpoint\.mirror_url .* holds checkpoints \(the newest: step 2\) and run\.resume is never"
+        ):
+            start("never")
+    assert list((tmp_path / "started" / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_download")
+@pytest.mark.parametrize("left", ["nothing", "half a copy"])
+def test_a_run_that_begins_anew_starts_where_the_second_home_holds_no_checkpoint(home, store, start, left):
+    if left == "half a copy":
+        copy(Mirror(home), store, 1)
+        files, root = at(home)
+        files.rm_file(f"{root}/step-000000001/{MANIFEST_NAME}")
+    assert start("never").steps() == []
+
+
+def test_an_interrupted_run_that_began_anew_goes_on_with_its_own_copies(home, store, start, tmp_path):
+    copy(Mirror(home), store, 1, 2)
+    interrupted(tmp_path / "started", "never")
+    assert is_state_of(start("never").load_newest(), 2)
+
+
+@pytest.mark.usefixtures("no_download")
+def test_never_with_an_interrupted_run_of_another_setting_is_a_new_run(home, store, start, tmp_path):
+    copy(Mirror(home), store, 1)
+    interrupted(tmp_path / "started", "auto")
+    with pytest.raises(ConfigError, match=r"run\.resume is never"):
+        start("never")
+
+
+@pytest.mark.usefixtures("s3_environment")
+def test_a_run_that_begins_anew_waits_for_a_second_home_that_does_not_answer(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    values = {"run.root": str(tmp_path), "run.resume": "never", "checkpoint.mirror_url": "s3://bucket/run"}
+    with pytest.raises(PeerLostError, match="its second home s3://bucket/run cannot be read"):
+        entrypoint._prepare_store(RunConfig().with_values(values))
+
+
+@pytest.mark.parametrize("copied", [(1,), (1, 2), (1, 2, 3)])
+def test_where_every_checkpoint_on_the_volume_is_bad_the_newest_good_copy_is_taken(home, store, start, tmp_path, copied):
+    copy(Mirror(home), store, *copied)
+    here = CheckpointStore(tmp_path / "started" / "checkpoints")
+    for step in (2, 3):
+        commit(here, step)
+    damage(here)
+    loaded = start().load_newest()
+    assert is_state_of(loaded, copied[-1])
+    told = [event["step"] for event in read_events(tmp_path / "started" / EVENTS_FILE) if event["kind"] == "quarantine"]
+    assert told == [step for step in (2, 3) if step == copied[-1]], "a start tells of what made way; the others are rank 0's to tell of"
+
+
+@pytest.mark.usefixtures("no_download")
+def test_a_good_checkpoint_on_the_volume_is_enough_and_the_second_home_is_not_asked(home, store, start, tmp_path, monkeypatch):
+    copy(Mirror(home), store, 5)
+    monkeypatch.setattr(Mirror, "_open", lambda _: pytest.fail("asked"))
+    here = CheckpointStore(tmp_path / "started" / "checkpoints")
+    commit(here, 1)
+    commit(here, 2)
+    (here.folder(2) / "model.safetensors").write_bytes(b"rubbish")
+    assert start().steps() == [1, 2]
+
+
+def test_bad_checkpoints_and_an_empty_second_home_are_left_to_whoever_loads_them(start, tmp_path):
+    here = CheckpointStore(tmp_path / "started" / "checkpoints")
+    commit(here, 2)
+    damage(here)
+    with pytest.raises(DataError, match="none of the 1 checkpoints"):
+        start().load_newest()
+
+
+@pytest.mark.usefixtures("no_download")
+@pytest.mark.parametrize("why", ["another version", "a volume that cannot be read"])
+def test_checkpoints_of_which_nothing_is_known_are_not_taken_for_bad_ones(home, store, start, tmp_path, monkeypatch, why):
+    copy(Mirror(home), store, 5)
+    here = CheckpointStore(tmp_path / "started" / "checkpoints")
+    commit(here, 2)
+    if why == "another version":
+        manifest = here.folder(2) / MANIFEST_NAME
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 9}))
+    else:
+        monkeypatch.setattr(manifest_module, "sha256_of", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    assert start().steps() == [2]

@@ -30,11 +30,18 @@ from typing import Any
 from safetensors import torch as saved_tensors
 from small_checkpoints import commit, is_state_of, tensors_of
 
+from ddp_trainer.checkpoint import replacing
 from ddp_trainer.checkpoint.store import CheckpointStore
 
 KEEP = 2
-SCENARIOS = {"next": ([1, 2], 3), "first": ([], 1), "again": ([1], 1)}
-"""Steps that are there already, and the step that is committed."""
+SCENARIOS = {
+    "next": ([1, 2], 3, {}),
+    "first": ([], 1, {}),
+    "again": ([1], 1, {}),
+    "evaluated": ([1], 1, {"loss": 0.5}),
+    "evaluated, no exchange": ([1], 1, {"loss": 0.5}),
+}
+"""Steps that are there already, the step that is committed, and its metrics; those that are there have none."""
 OPERATIONS_UP_TO = 260
 """Two commits and a start, so that a kill may hit anything in them."""
 OPERATIONS = {"open", "write", "flush", "fsync", "close", "rename", "replace", "mkdir", "rmdir", "unlink", "listdir", "scandir", "read"}
@@ -54,7 +61,7 @@ def kill_at(n: int, place: int) -> None:
 
 
 def play(scenario: str, folder: Path) -> None:
-    there, step = SCENARIOS[scenario]
+    there, step, metrics = SCENARIOS[scenario]
     start = folder / "start"
     CheckpointStore(start, KEEP).prepare()
     for earlier in there:
@@ -65,8 +72,10 @@ def play(scenario: str, folder: Path) -> None:
         place = os.open(folder / f"place-{n}", os.O_RDWR | os.O_CREAT)
         pid = os.fork()
         if pid == 0:
+            if scenario.endswith("no exchange"):
+                replacing._exchange = lambda *_: False  # as on NFS
             kill_at(n, place)
-            commit(CheckpointStore(root, KEEP), step)
+            commit(CheckpointStore(root, KEEP), step, metrics)
             os._exit(0)
         killed = is_killed(pid)
         say(scenario=scenario, place=os.pread(place, 200, 0).decode(), killed=killed, root=str(root))

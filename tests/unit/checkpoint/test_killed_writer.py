@@ -14,7 +14,7 @@ from small_checkpoints import commit, files_of
 from ddp_trainer.checkpoint.store import CheckpointStore
 
 PROGRAM = Path(__file__).with_name("killed_writer.py")
-PLACES_AT_LEAST = {"next": 60, "first": 45, "again": 45}
+PLACES_AT_LEAST = {"next": 60, "first": 45, "again": 45, "evaluated": 60, "evaluated, no exchange": 60}
 KILLS, SEED = 200, 20261125
 
 
@@ -22,7 +22,7 @@ KILLS, SEED = 200, 20261125
 def told(tmp_path_factory):
     """All that the program says."""
     command = [sys.executable, PROGRAM, tmp_path_factory.mktemp("killed"), str(KILLS), str(SEED)]
-    program = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+    program = subprocess.run(command, capture_output=True, text=True, timeout=290, check=False)
     assert program.returncode == 0, program.stderr
     return [json.loads(line) for line in program.stdout.splitlines()]
 
@@ -54,6 +54,38 @@ def test_the_newest_complete_checkpoint_loads_wherever_the_writer_was_killed(end
     order = [step == after for step in found]
     assert order == sorted(order), "a checkpoint that was complete at one moment is gone at a later one"
     assert CheckpointStore(Path(lived["root"])).load_newest().manifest.step == after
+
+
+@pytest.mark.parametrize("scenario", ["evaluated", "evaluated, no exchange"])
+def test_a_checkpoint_that_is_replaced_is_the_old_one_or_the_new_one_wherever_the_writer_was_killed(endings, holds, scenario):
+    *killed, lived = endings[scenario]
+    assert len(killed) >= PLACES_AT_LEAST[scenario]
+    assert not lived["killed"]
+    found = []
+    for ending in [*killed, lived]:
+        store = CheckpointStore(Path(ending["root"]), keep=2)
+        if scenario == "evaluated":
+            assert [bool(manifest) for _, manifest, _ in store.verified()] == [True], f"killed before {ending['place']}"
+        else:
+            assert all(manifest for _, manifest, _ in store.verified()), f"killed before {ending['place']}"
+        store.prepare()
+        loaded = store.load_newest()
+        assert holds(loaded, 1), f"killed before {ending['place']}"
+        assert not loaded.quarantined
+        assert not list(store.root.glob(".tmp-*"))
+        found.append(loaded.manifest.metrics)
+    assert found == sorted(found, key=len), "the new one was there at one moment, and the old one again later"
+    assert (found[0], found[-1]) == ({}, {"loss": 0.5})
+
+
+def test_the_places_include_both_renames_of_a_file_system_that_cannot_exchange(endings):
+    places = [ending["place"] for ending in endings["evaluated, no exchange"]]
+    assert places.count("rename in rename") == 2
+    between = places.index("rename in rename") + 1
+    assert places[between] == "rename in rename", "no writer was killed between the two"
+    store = CheckpointStore(Path(endings["evaluated, no exchange"][between]["root"]))
+    store.prepare()
+    assert store.load_newest().manifest.metrics == {}, "the next start gives the old one its name back"
 
 
 def test_the_places_include_every_step_of_the_commit(endings):

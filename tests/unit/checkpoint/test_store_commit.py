@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import subprocess
 import threading
@@ -15,6 +16,7 @@ from safetensors.torch import save
 from small_checkpoints import commit, files_of, manifest_of
 
 from ddp_trainer.checkpoint import durable as durable_module
+from ddp_trainer.checkpoint import inventory, replacing
 from ddp_trainer.checkpoint.durable import Pace, write_durably, write_hashed
 from ddp_trainer.checkpoint.manifest import BadCheckpointError
 from ddp_trainer.checkpoint.store import SPARE_BYTES, CheckpointStore
@@ -90,6 +92,94 @@ def test_a_step_that_is_saved_again_is_complete_at_every_moment_and_counted_once
     assert store.steps() == [5]
     assert holds(store.load_newest(), 5)
     assert names(store.root) == ["latest", "step-000000005"]
+
+
+def files_with(history, step=5):
+    return files_of(step) | {"state.json": [json.dumps({"history": history}).encode()]}
+
+
+def save_with(store, history, metrics, step=5):
+    return store.commit(files_with(history, step), lambda files: manifest_of(step, files, metrics), 1)
+
+
+BEFORE, AFTER = ([[4, {"accuracy": 0.2}]], {"accuracy": 0.2}), ([[4, {"accuracy": 0.2}], [5, {"accuracy": 0.9}]], {"accuracy": 0.9})
+"""What a checkpoint of step 5 says before and after the evaluation of step 5."""
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_checkpoint_from_before_its_evaluation_is_replaced_by_the_one_with_the_metrics(tmp_path, monkeypatch, exchanges):
+    if not exchanges:
+        monkeypatch.setattr(replacing, "_exchange", lambda *_: False)
+    store = CheckpointStore(tmp_path / "run" / "checkpoints", keep=2, keep_best="accuracy")
+    save_with(store, *BEFORE)
+    save_with(store, *AFTER)
+    loaded = store.load_newest()
+    assert loaded.manifest.metrics == {"accuracy": 0.9}
+    assert loaded.extra == {"history": AFTER[0]}
+    assert names(store.root) == ["latest", "step-000000005"]
+    for step in (6, 7, 8):
+        save_with(store, AFTER[0], {"accuracy": 0.5}, step)
+    assert store.steps() == [5, 7, 8], "it is known as the best by the metrics that came later"
+    assert "accuracy 0.9" in inventory.export(tmp_path / "run", tmp_path / "out", 5)
+
+
+def test_a_checkpoint_with_its_metrics_is_not_replaced_by_one_from_before_the_evaluation(store):
+    after = save_with(store, *AFTER)
+    assert save_with(store, *BEFORE) == after
+    assert store.load_newest().extra == {"history": AFTER[0]}
+
+
+def test_a_replacement_that_cannot_be_moved_leaves_the_old_one(store, monkeypatch):
+    monkeypatch.setattr(replacing, "_exchange", lambda *_: False)
+    before, real = save_with(store, *BEFORE), os.rename
+
+    def rename(source, target):
+        if Path(source).name.startswith(".tmp-1-"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(DataError, match="Input/output error; check the volume"):
+        save_with(store, *AFTER)
+    monkeypatch.undo()
+    assert store.load_newest().manifest == before
+    assert names(store.root) == ["latest", "step-000000005"]
+
+
+def test_a_replacement_that_does_not_read_back_does_not_cost_the_good_one(store):
+    before = save_with(store, *BEFORE)
+
+    def describe(files):
+        (work,) = store.root.glob(".tmp-1-*")
+        (work / "model.safetensors").write_bytes(b"not what was written")
+        return manifest_of(5, files, AFTER[1])
+
+    with pytest.raises(DataError, match=r"model\.safetensors does not read back as it was written; check the volume"):
+        store.commit(files_with(AFTER[0]), describe, 1)
+    assert store.load_newest().manifest == before
+    assert names(store.root) == ["latest", "step-000000005"]
+
+
+def test_a_stale_writer_replaces_nothing(tmp_path):
+    before = save_with(CheckpointStore(tmp_path), *BEFORE)
+
+    def fence():
+        raise PeerLostError("attempt 2 has taken over")
+
+    with pytest.raises(PeerLostError):
+        save_with(CheckpointStore(tmp_path, fence=fence), *AFTER)
+    assert CheckpointStore(tmp_path).load_newest().manifest == before
+    assert names(tmp_path) == ["latest", "step-000000005"]
+
+
+def test_what_is_taken_in_does_not_replace_a_good_one_of_its_step(tmp_path, store):
+    here, source = save_with(store, *BEFORE), CheckpointStore(tmp_path / "source")
+    save_with(source, *AFTER)
+    got = store.root / ".tmp-got" / "step-000000005"
+    got.parent.mkdir()
+    source.folder(5).rename(got)
+    store.adopt(got)
+    assert store.load_newest().manifest == here
 
 
 def test_a_bad_checkpoint_of_the_same_step_makes_way_for_the_new_one(store, save, holds):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
 from restore_ranks import digest, state_of
+from writers import LOOK_SECONDS, PATIENCE_SECONDS
 
 from ddp_trainer.checkpoint.state import RunState
+from ddp_trainer.resilience import persister
 from ddp_trainer.telemetry.events import read_events
 
 SLOW = {"checkpoint.write_megabytes_per_second": 0.5}
@@ -103,6 +109,78 @@ def test_a_new_agents_writer_does_not_write_again_what_its_predecessor_has_writt
     assert report["checkpoint"]["step"] == 7
     assert report["count"] == 0
     assert len(bench.events("checkpoint")) == 1
+
+
+EVALUATED = {"metrics": {"accuracy": 0.9}, "history": [[6, {"accuracy": 0.5}], [7, {"accuracy": 0.9}]]}
+"""What a snapshot of step 7 says after the evaluation of step 7; before it, it says what `meta_of(6)` does."""
+NOT_YET = {"history": [[6, {"accuracy": 0.5}]]}
+
+
+def says(store):
+    loaded = store.load_newest()
+    return {"metrics": loaded.manifest.metrics, "history": loaded.extra["history"]}
+
+
+def test_a_state_that_was_written_before_its_evaluation_is_written_again_with_the_metrics(bench):
+    bench.begin()
+    bench.until_written(bench.keep(70, 7, True, 4, "", NOT_YET))
+    assert says(bench.store)["metrics"] == {"accuracy": 0.5}
+    bench.until_written(bench.keep(70, 7, True, 4, "", EVALUATED))
+    assert says(bench.store) == EVALUATED
+    assert on_disk(bench.store) == (7, digest(state_of(70)))
+
+
+def test_a_new_agents_writer_does_not_take_a_checkpoint_from_before_the_evaluation_for_the_one_with_the_metrics(bench):
+    bench.begin()
+    bench.until_written(bench.keep(70, 7, True, 4, "", NOT_YET))
+    bench.signal(signal.SIGKILL)
+    number = bench.keep(70, 7, True, 4, "", EVALUATED)
+    bench.begin(attempt=2)
+    bench.until_written(number)
+    assert says(bench.store) == EVALUATED
+
+
+def copied_to(home):
+    return sorted(path.parent.name for path in home.glob("step-*/manifest.json"))
+
+
+@pytest.mark.parametrize("last", [7, 8, 9, 10])
+def test_the_last_checkpoint_is_copied_to_the_second_home_whatever_its_number(bench, tmp_path, last):
+    home = tmp_path / "home"
+    bench.begin({"checkpoint.mirror_url": f"file://{home}", "checkpoint.mirror_every": 3})
+    for step in range(7, last + 1):
+        bench.until_written(bench.keep(step * 10, step, True))
+    assert bench.close(60.0) is None
+    assert copied_to(home) == [f"step-{step:09d}" for step in sorted({*range(7, last + 1, 3), last})]
+
+
+def until_it_listens(pid):
+    """A writer that has only just been forked would die of the signal by which it is asked to end."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not int(re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[1], 16) >> (persister.END_SIGNAL - 1) & 1:
+        assert time.monotonic() < deadline
+        time.sleep(LOOK_SECONDS)
+
+
+def test_what_a_killed_writer_may_not_have_copied_is_copied_by_its_successor(bench, tmp_path):
+    home = tmp_path / "home"
+    bench.begin({"checkpoint.mirror_url": f"file://{home}", "checkpoint.mirror_every": 3})
+    for step in (7, 8):
+        bench.until_written(bench.keep(step * 10, step, True))
+    bench.signal(signal.SIGKILL)
+    assert bench.deaths(1) == [True]
+    until_it_listens(bench.writer())
+    assert bench.close(60.0) is None
+    assert "step-000000008" in copied_to(home)
+
+
+def test_a_final_checkpoint_that_gets_its_metrics_later_has_them_in_the_second_home_too(bench, tmp_path):
+    home = tmp_path / "home"
+    bench.begin({"checkpoint.mirror_url": f"file://{home}", "checkpoint.mirror_every": 3})
+    for changes in (NOT_YET, EVALUATED):
+        bench.until_written(bench.keep(70, 7, True, 4, "", changes))
+    assert bench.close(60.0) is None
+    assert json.loads((home / "step-000000007" / "manifest.json").read_text())["metrics"] == EVALUATED["metrics"]
 
 
 def test_a_state_that_is_not_finite_is_refused_with_its_name_and_the_next_good_one_is_written(bench):

@@ -92,6 +92,14 @@ def count_quarantined(root: Path) -> int:
         return 0
 
 
+def evaluated_step(folder: Path) -> int:
+    """The step of the last evaluation that a checkpoint remembers; -1 if it remembers none. Raises OSError where it cannot be read now."""
+    try:
+        return int(json.loads((folder / STATE_NAME).read_bytes())["history"][-1][0])
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return -1
+
+
 def steps_in(root: Path) -> list[int]:
     """Steps that have a complete folder below a store's root, oldest first; none where there is no such root.
 

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,19 +50,20 @@ class Mirror:
         self._lock = threading.Lock()
         self._opened: tuple[Any, str] | None = None
 
-    def offer(self, folder: Path) -> None:
-        """Copy a committed checkpoint there, if it is the first since the start or an n-th after it. Returns at once, raises nothing.
+    def offer(self, folder: Path, *, is_last: bool = False) -> bool:
+        """Copy a committed checkpoint there, if it is the first since the start, an n-th after it, or the last; says whether it will be.
 
-        One copy is in flight at a time; of the checkpoints offered meanwhile, the newest is copied next.
+        Returns at once, raises nothing. One copy is in flight at a time; of the checkpoints taken meanwhile, the newest is copied next.
         """
         self._offered += 1
-        if (self._offered - 1) % self._every:
-            return
+        if (self._offered - 1) % self._every and not is_last:
+            return False
         with self._lock:
             self._waiting = folder
             if self._thread is None:
                 self._thread = threading.Thread(target=self._copy_all, name="mirror", daemon=True)
                 self._thread.start()
+        return True
 
     def drain(self, timeout_seconds: float) -> bool:
         """Wait until nothing is being copied; False if that takes longer."""
@@ -69,6 +71,18 @@ class Mirror:
         if thread:
             thread.join(timeout_seconds)
         return thread is None or not thread.is_alive()
+
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint that was copied there whole, which is not looked into; None if there is none.
+
+        Raises:
+            ConfigError, PeerLostError: as `fetch_newest`.
+        """
+        with self._answers() as (files, root):
+            for step, name in _copies(files, root):
+                if files.exists(f"{root}/{name}/{MANIFEST_NAME}"):
+                    return step
+        return None
 
     def fetch_newest(self, store: CheckpointStore) -> int | None:
         """Download the newest checkpoint that verifies into a store; returns its step, or None where none was ever copied whole.
@@ -80,43 +94,48 @@ class Mirror:
             PeerLostError: the place does not answer, or does not give what it lists; it may later.
             DataError: it gives what it lists, and nothing of it verifies; or the volume cannot take it.
         """
-        try:
-            files, root = self._open()
-            found = {step_of(Path(name)): name for name in _names(files, root)}
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"checkpoint.mirror_url {self._url} cannot be used: {_words(error)}; see fsspec's list of places") from None
-        except Exception as error:  # whatever a storage service's package raises
-            raise PeerLostError(
-                f"the volume has no checkpoint and its second home {self._url} cannot be read ({_words(error)}); "
-                f"see why it does not answer, or leave checkpoint.mirror_url out to begin anew"
-            ) from None
+        with self._answers() as (files, root):
+            found = _copies(files, root)
         withheld, bad = "", ""  # why, of the newest such copy
-        for step in sorted((step for step in found if step is not None), reverse=True):
+        for step, name in found:
             try:
-                self._fetch(files, f"{root}/{found[step]}", store)
+                self._fetch(files, f"{root}/{name}", store)
             except (OtherFormatError, BadCheckpointError, _HalfCopyError) as error:
-                _log.warning("%s/%s cannot be used (%s)", self._url, found[step], error)
-                bad = bad or ("" if isinstance(error, _HalfCopyError) else f"{found[step]}: {error}")
+                _log.warning("%s/%s cannot be used (%s)", self._url, name, error)
+                bad = bad or ("" if isinstance(error, _HalfCopyError) else f"{name}: {error}")
             except DataError:  # of this volume: an older copy would not fit either
                 raise
             except Exception as error:  # as above; an older one may be given
-                _log.warning("%s/%s cannot be used (%s)", self._url, found[step], _words(error))
-                withheld = withheld or f"{found[step]}: {_words(error)}"
+                _log.warning("%s/%s cannot be used (%s)", self._url, name, _words(error))
+                withheld = withheld or f"{name}: {_words(error)}"
             else:
                 return step
         self._assert_empty(withheld, bad)
         return None
 
+    @contextlib.contextmanager
+    def _answers(self) -> Iterator[tuple[Any, str]]:
+        """The place, at a start that needs to know what is there: what it raises meanwhile becomes a sentence."""
+        try:
+            yield self._open()
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"checkpoint.mirror_url {self._url} cannot be used: {_words(error)}; see fsspec's list of places") from None
+        except Exception as error:  # whatever a storage service's package raises
+            raise PeerLostError(
+                f"the volume has no good checkpoint and its second home {self._url} cannot be read ({_words(error)}); "
+                f"see why it does not answer, or leave checkpoint.mirror_url out to begin anew"
+            ) from None
+
     def _assert_empty(self, withheld: str, bad: str) -> None:
         """Nothing could be fetched: right where there was nothing; else the reason why a copy was not given, or does not verify."""
         if withheld:
             raise PeerLostError(
-                f"the volume has no checkpoint and its second home {self._url} lists some but does not give one ({withheld}); "
+                f"the volume has no good checkpoint and its second home {self._url} lists some but does not give one ({withheld}); "
                 f"see why it does not, or leave checkpoint.mirror_url out to begin anew"
             )
         if bad:
             raise DataError(
-                f"the volume has no checkpoint and none of those in its second home {self._url} verifies ({bad}); "
+                f"the volume has no good checkpoint and none of those in its second home {self._url} verifies ({bad}); "
                 f"leave checkpoint.mirror_url out to begin anew, or give it another URL"
             )
 
@@ -134,10 +153,7 @@ class Mirror:
 
     def _copy(self, folder: Path) -> None:
         with contextlib.ExitStack() as stack:
-            # all are opened first: retention may remove the folder while it is copied, which takes away the names, not the contents
-            manifest = stack.enter_context((folder / MANIFEST_NAME).open("rb"))
-            names = list(read_manifest(folder).files)
-            contents = {name: stack.enter_context((folder / name).open("rb")) for name in names}
+            manifest, contents = _opened(folder, stack)
             files, root = self._open()
             target = f"{root}/{folder.name}"
             if not _OBJECT_STORES.intersection([files.protocol] if isinstance(files.protocol, str) else files.protocol):
@@ -187,11 +203,27 @@ class Mirror:
         return self._opened
 
 
-def _names(files: Any, root: str) -> list[str]:
+def _copies(files: Any, root: str) -> list[tuple[int, str]]:
+    """(step, name) of what was copied there, whole or not, newest first."""
     try:
-        return [name.rstrip("/").rpartition("/")[2] for name in files.ls(root, detail=False)]
+        names = [name.rstrip("/").rpartition("/")[2] for name in files.ls(root, detail=False)]
     except FileNotFoundError:
         return []  # nothing was ever copied
+    return sorted(((step, name) for name in names if (step := step_of(Path(name))) is not None), reverse=True)
+
+
+def _opened(folder: Path, stack: contextlib.ExitStack) -> tuple[IO[bytes], dict[str, IO[bytes]]]:
+    """The manifest and the data files of one checkpoint, by name.
+
+    All before any is read: retention may remove the folder while it is copied, which takes away the names, not the contents.
+    """
+    while True:
+        manifest: IO[bytes] = stack.enter_context((folder / MANIFEST_NAME).open("rb"))
+        contents: dict[str, IO[bytes]] = {name: stack.enter_context((folder / name).open("rb")) for name in read_manifest(folder).files}
+        if (folder / MANIFEST_NAME).read_bytes() == manifest.read():
+            manifest.seek(0)
+            return manifest, contents
+        # another has taken the folder's place meanwhile: these are files of two
 
 
 def _upload(files: Any, content: IO[bytes], target: str) -> None:

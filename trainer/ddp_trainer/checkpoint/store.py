@@ -2,7 +2,8 @@
 
 Commit order, each step durable before the next: data files (written, flushed, fsynced) -> manifest -> the temporary folder -> rename to
 `step-N` -> the parent folder -> `latest` -> read back -> retention. A crash anywhere leaves the previous checkpoint newest, or the new one
-complete. `latest` is a hint for people; the loader trusts manifests. One process writes, while its agent holds the run's lock (see `lock`).
+complete; one of the same step that knows less is exchanged for the new one (see `replacing`). `latest` is a hint for people; the loader
+trusts manifests. One process writes, while its agent holds the run's lock (see `lock`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,18 @@ from pathlib import Path
 
 from ddp_trainer.checkpoint import manifest as manifests
 from ddp_trainer.checkpoint.durable import TEMPORARY, Pace, write_durably, write_hashed
-from ddp_trainer.checkpoint.loading import QUARANTINE_NAME, Loaded, count_quarantined, load_newest_of, patiently, quarantine, steps_in
+from ddp_trainer.checkpoint.loading import (
+    QUARANTINE_NAME,
+    Loaded,
+    count_quarantined,
+    evaluated_step,
+    load_newest_of,
+    patiently,
+    quarantine,
+    steps_in,
+)
 from ddp_trainer.checkpoint.manifest import BadCheckpointError, FileEntry, Manifest
+from ddp_trainer.checkpoint.replacing import give_back, replace_folder
 from ddp_trainer.checkpoint.retention import Retention
 from ddp_trainer.errors import DataError
 from ddp_trainer.syncing import sync_file, sync_folder
@@ -80,6 +91,7 @@ class CheckpointStore:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            give_back(self.root)  # before the rest is cleared: it may be the only good one
             for leftover in self.root.glob(f"{TEMPORARY}*"):
                 shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
             probe = self.root / f"{TEMPORARY}probe"
@@ -138,7 +150,7 @@ class CheckpointStore:
         return manifest
 
     def adopt(self, folder: Path) -> Manifest:
-        """Take in a complete checkpoint that lies in a temporary folder of this volume, as if it had been committed here.
+        """Take in a complete checkpoint that lies in a temporary folder of this volume; a good one of its step that is here stays.
 
         Raises:
             BadCheckpointError: it does not verify.
@@ -148,7 +160,7 @@ class CheckpointStore:
             manifest = manifests.verify(folder)
             for name in (*manifest.files, manifests.MANIFEST_NAME):
                 sync_file(folder / name)
-            self._publish(folder, manifest)
+            self._publish(folder, manifest, replaces=False)
         self._known_good.add(manifest.step)
         return manifest
 
@@ -178,11 +190,11 @@ class CheckpointStore:
                 entries = {name: FileEntry(bytes=size, sha256=digest) for name, (size, digest) in zip(files, written, strict=True)}
             manifest = describe(entries)
             write_durably(work / manifests.MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
-            return self._publish(work, manifest)
+            return self._publish(work, manifest, replaces=True)
         finally:
-            shutil.rmtree(work, ignore_errors=True)  # after a rename there is nothing left of it
+            shutil.rmtree(work, ignore_errors=True)  # after a rename there is nothing left of it, after an exchange the old one
 
-    def _publish(self, work: Path, manifest: Manifest) -> Manifest:
+    def _publish(self, work: Path, manifest: Manifest, *, replaces: bool) -> Manifest:
         """Give a complete folder its name, durably; returns the manifest that is there then."""
         sync_folder(work)
         final = self.folder(manifest.step)
@@ -190,13 +202,18 @@ class CheckpointStore:
         if already is None:
             self._fence()
             work.rename(final)
+        elif replaces and _says_more(work, manifest, final, already):
+            _assert_reads_back(work, manifest)  # before the good one goes; it may be the only one
+            self._fence()
+            replace_folder(final, work)
+            already = None
         sync_folder(self.root)
         self._fence()
         write_durably(self.root / LATEST_NAME, f"{final.name}\n".encode())
         return already or manifest
 
     def _already(self, folder: Path) -> Manifest | None:
-        """A commit of this step from before a restart: it holds the same state, so it stays, and there is no moment without it."""
+        """A commit of this step from before a restart, or from before the evaluation that follows it, if it verifies."""
         try:
             return manifests.verify(folder)
         except BadCheckpointError as error:
@@ -281,6 +298,18 @@ class CheckpointStore:
             )
         return None
 
+    def has_good(self) -> bool:
+        """Whether there is a checkpoint that verifies, or one of which that cannot be known now. Nothing is moved."""
+        for step in reversed(self.steps()):
+            try:
+                manifests.verify(self.folder(step))
+            except BadCheckpointError:
+                continue
+            except (manifests.OtherFormatError, OSError):
+                return True  # not bad, and whoever loads it says what is the matter
+            return True
+        return False
+
     def verified(self) -> Iterator[tuple[int, Manifest | None, str]]:
         """Every step, newest first, with its manifest, or None and the reason why not. Nothing is moved."""
         for step in reversed(self.steps()):
@@ -288,3 +317,19 @@ class CheckpointStore:
                 yield step, manifests.verify(self.folder(step)), ""
             except (BadCheckpointError, manifests.OtherFormatError) as error:
                 yield step, None, str(error)
+
+
+def _assert_reads_back(work: Path, manifest: Manifest) -> None:
+    for name, entry in manifest.files.items():
+        if manifests.sha256_of(work / name) != entry.sha256:
+            raise DataError(f"{work / name} does not read back as it was written; check the volume")
+
+
+def _says_more(new: Path, manifest: Manifest, old: Path, already: Manifest) -> bool:
+    """Whether a new checkpoint of a step has something that the old one lacks, and not the other way round.
+
+    A state that is kept before its evaluation may be written before the one with the evaluation's metrics, or after it: by a start that
+    goes on from another node's memory.
+    """
+    is_same = (manifest.files, manifest.metrics) == (already.files, already.metrics)
+    return not is_same and evaluated_step(new) >= evaluated_step(old)

@@ -20,11 +20,12 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ddp_trainer.config import RunConfig
-from ddp_trainer.errors import FINISHED, PREEMPTED, RANK_CRASHED, DataError, DdpError
+from ddp_trainer.errors import FINISHED, PREEMPTED, RANK_CRASHED, ConfigError, DataError, DdpError
 from ddp_trainer.resilience.compiler_import import postpone
 from ddp_trainer.resilience.fault import one_line
 from ddp_trainer.resilience.zygote import Zygote
@@ -186,15 +187,42 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
 
 
 def _prepare_store(config: RunConfig) -> None:
-    """Before anybody writes there; a volume without checkpoints begins with what its second home has."""
+    """Before anybody writes there; a volume without a good checkpoint begins with what its second home has, unless the run begins anew.
+
+    Here, not where rank 0 finds that none verifies: a download may take longer than ranks wait for each other.
+
+    Raises:
+        ConfigError: the run begins anew, and its second home holds another run's.
+        DdpError: as `Mirror.fetch_newest`.
+    """
     from ddp_trainer.checkpoint.mirror import Mirror
     from ddp_trainer.checkpoint.store import CheckpointStore
+    from ddp_trainer.resilience.restore import tell_of_bad
 
-    store = CheckpointStore(config.run_dir / "checkpoints")
+    store = CheckpointStore(config.run_dir / "checkpoints", tell=partial(tell_of_bad, config.run_dir))
     store.prepare()
     url = config.checkpoint.mirror_url
-    if url and not store.steps() and (step := Mirror(url).fetch_newest(store)) is not None:
+    if not url or store.has_good():
+        return
+    mirror = Mirror(url)
+    if config.run.resume == "never" and not _goes_on(config):
+        if not store.steps() and (newest := mirror.newest()) is not None:
+            raise ConfigError(
+                f"checkpoint.mirror_url {url} holds checkpoints (the newest: step {newest}) and run.resume is never: they would be mixed "
+                f"up with the new run's; give it another URL, or resume from them with --set run.resume=auto"
+            )
+        return
+    if (step := mirror.fetch_newest(store)) is not None:
         _log.info("the checkpoint of step %d was fetched from %s", step, url)
+
+
+def _goes_on(config: RunConfig) -> bool:
+    """Whether the ledger tells of an interrupted run that the same `run.resume` began here."""
+    from ddp_trainer.resilience.chronicle import LEDGER_FILE, Chronicle
+
+    chronicle = Chronicle(config.run.name, 0, config.world_size, config.run_dir / LEDGER_FILE, config.run.resume)
+    chronicle.recall()
+    return chronicle.goes_on
 
 
 def _barrier(config: RunConfig, me: Node) -> Any:

@@ -21,6 +21,7 @@ import torch
 
 from ddp_trainer.checkpoint.finite import not_finite
 from ddp_trainer.checkpoint.image import tensors_of
+from ddp_trainer.checkpoint.loading import STATE_NAME
 from ddp_trainer.checkpoint.manifest import BadCheckpointError, FileEntry, Manifest, verify
 from ddp_trainer.checkpoint.mirror import Mirror
 from ddp_trainer.checkpoint.snapshot import Snapshot, SnapshotMemory
@@ -66,6 +67,8 @@ class _Report:
 
 def main(memory: int, config: dict[str, Any], page: str, slot: int) -> int:
     """Be the writer: the target of the agent's fork; ends with its parent."""
+    ended = threading.Event()
+    signal.signal(END_SIGNAL, lambda *_: ended.set())  # first: until then it would die of it, and a predecessor's last copy not be made
     logging.basicConfig(level=logging.INFO, format="%(asctime)s writer %(message)s", force=True)
     torch.set_num_threads(1)  # what little it computes must not stand in training's way
     resolved = RunConfig.model_validate(config)
@@ -85,8 +88,7 @@ def main(memory: int, config: dict[str, Any], page: str, slot: int) -> int:
     )
     _recognise(store, snapshots, report)
     mirror = Mirror(policy.mirror_url, policy.mirror_every) if policy.mirror_url else None
-    ended = threading.Event()
-    signal.signal(END_SIGNAL, lambda *_: ended.set())
+    left_out = (report.words.get("checkpoint") or {}).get("step")  # the newest, if it is not known to be copied: a predecessor's, at first
     for snapshot, number in _requests(snapshots, report, ended):
         try:
             manifest = _persist(store, snapshots, snapshot, report, events)
@@ -103,7 +105,9 @@ def main(memory: int, config: dict[str, Any], page: str, slot: int) -> int:
         finally:
             snapshots.hold(None)
         if mirror:
-            mirror.offer(store.folder(manifest.step))
+            left_out = None if mirror.offer(store.folder(manifest.step)) else manifest.step
+    if mirror and left_out is not None:  # the run's last one, or this node's: nobody may come who has a newer one
+        mirror.offer(store.folder(left_out), is_last=True)
     if mirror and not mirror.drain(MIRROR_SECONDS):
         _log.warning("the last copy to %s did not end within %.0f s", policy.mirror_url, MIRROR_SECONDS)
     return 0
@@ -114,10 +118,13 @@ def _recognise(store: CheckpointStore, snapshots: SnapshotMemory, report: _Repor
     wanted = snapshots.wanted()
     if wanted is None or wanted.number <= report.words["number"]:
         return
+    state = _small_state(wanted.meta)
     try:
         if wanted.step not in store.steps():
             return
         manifest = verify(store.folder(wanted.step))
+        if state != (store.folder(wanted.step) / STATE_NAME).read_bytes():
+            return  # of the same step, from before its evaluation
     except (BadCheckpointError, DataError, OSError):
         return  # it is written anew, which sets the bad one aside
     numbers = {"bytes": manifest.total_bytes, "stall_seconds": 0.0, "persist_seconds": 0.0, "verified": True}
@@ -152,11 +159,12 @@ def _pause(snapshots: SnapshotMemory, wanted: int, ended: threading.Event) -> No
 
 def _persist(store: CheckpointStore, snapshots: SnapshotMemory, snapshot: Snapshot, report: _Report, events: EventLog) -> Manifest:
     meta = dict(snapshot.meta)
-    stall_seconds, state = float(meta.pop("stall_seconds")), {name: meta.pop(name) for name in STATE if name in meta}
+    stall_seconds, state = float(meta.pop("stall_seconds")), _small_state(meta)
+    meta = {name: value for name, value in meta.items() if name not in STATE}
     started = time.monotonic()
     files: dict[str, list[Any]] = {name: [content] for name, content in snapshots.files(snapshot).items()}
     _assert_finite(snapshot.step, snapshots.files(snapshot))
-    files["state.json"] = [json.dumps(state).encode()]
+    files[STATE_NAME] = [state]
     took_seconds = 0.0
 
     def durable() -> None:
@@ -182,6 +190,10 @@ def _persist(store: CheckpointStore, snapshots: SnapshotMemory, snapshot: Snapsh
         failed=None,
     )
     return manifest
+
+
+def _small_state(meta: Mapping[str, Any]) -> bytes:
+    return json.dumps({name: meta[name] for name in STATE if name in meta}).encode()
 
 
 def _assert_finite(step: int, files: Mapping[str, memoryview]) -> None:
