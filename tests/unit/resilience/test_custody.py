@@ -86,6 +86,17 @@ def test_what_lies_on_disk_is_not_asked_for_again(bench):
     assert bench.wanted_number() == number
 
 
+def test_the_same_step_with_its_last_metrics_is_waited_for_where_a_rank_has_asked_for_it(bench):
+    bench.begin()
+    bench.until_written(bench.keep(70, 7, True))
+    bench.signal(signal.SIGSTOP)
+    number = bench.keep(71, 7, True)
+    assert bench.write_newest(0.3)[0] is False
+    bench.signal(signal.SIGCONT)
+    assert bench.write_newest(60)[0] is True
+    assert bench.report()["number"] == number
+
+
 def test_with_nothing_in_memory_or_on_another_node_there_is_nothing_to_write(parent, bench, tmp_path):
     bench.begin()
     assert bench.write_newest(0) == [True, 0]

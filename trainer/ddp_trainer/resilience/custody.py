@@ -145,8 +145,9 @@ class Custody:
         newest = self.memory.newest()
         if self._config is None or newest is None:
             return True
-        saved = self.report().get("checkpoint") or {}
-        if int(saved.get("step", -1)) >= newest.step:
+        report = self.report()
+        has_written = int(report.get("number", 0)) >= self.memory.wanted_number()  # not while this step's last metrics are on the way
+        if has_written and int((report.get("checkpoint") or {}).get("step", -1)) >= newest.step:
             return True
         if self.memory.wanted_number() < newest.number:
             self.memory.want_durable(newest)
