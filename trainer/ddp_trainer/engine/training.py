@@ -51,7 +51,7 @@ class Training:
     words: Piggyback | None = None
     """What ranks tell each other; None where there is one rank. Set by `begin`."""
     own_seconds: float = 0.0
-    """This rank's own part of the last step: data and forward passes, without waiting for others."""
+    """This rank's own part of the last step (on a GPU, of the newest that is done): data and forward passes, without waiting for others."""
     probes: list[Tensor] = field(init=False)
     """Parameters whose gradients are looked at in every step."""
 
