@@ -1,7 +1,7 @@
 """What ranks tell each other in every step, without a collective of its own: it rides on the gradients.
 
 The wrapped module has one parameter more than the model, a short row of words. Its gradient is not computed but said: each rank puts its
-own words there, and DDP's all-reduce of that step's gradients carries the sum to every rank. So all ranks learn of a wish (keep the
+own words there, and the all-reduce of that step's gradients carries the sum to every rank. So all ranks learn of a wish (keep the
 state, leave) at the same step boundary, whoever had it, and a signal that reached one rank only is heard by all.
 
 The gradient is the first to be ready in the backward pass, so it waits for nobody and nobody waits for it.
@@ -60,7 +60,7 @@ class Piggyback(nn.Module):
             self._stand_in = None
 
     def say(self, loss: Tensor, words: Words) -> Tensor:
-        """The same loss; its backward pass also says `words`. Call it for the backward pass that averages, in every step."""
+        """The same loss; its backward pass also says `words`. Call it for the backward pass that sums over ranks, in every step."""
         row = torch.zeros(_FLAGS + self._group_size)
         row[0], row[1] = float(words.keep), float(words.leave)
         if words.own_seconds:
@@ -86,8 +86,8 @@ class Piggyback(nn.Module):
         before[1].synchronize()
         return self._read(before[0])
 
-    def _read(self, average: Tensor) -> Words:
-        row = (average.detach().float() * self._group_size).tolist()
+    def _read(self, total: Tensor) -> Words:
+        row = total.detach().float().tolist()
         return Words(row[0] > _SET, row[1] > _SET, tuple(row[_FLAGS:]))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ddp_trainer import engine
 from ddp_trainer.distributed import Group
+from ddp_trainer.gradient_sum import GradientSum
 from ddp_trainer.piggyback import Piggyback, Words
 
 MICRO_BATCHES = 3
@@ -35,7 +36,7 @@ def _digest(tensors: list[Tensor]) -> str:
 def hear(group: Group, said: list[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
     """What this rank hears in each step; `said` is, per step, what each rank (by its number as text) says."""
     words = Piggyback(_model(), group.rank, group.world_size, group.device)
-    wrapped, heard = group.wrap(words), []
+    wrapped, heard = group.wrap(words, GradientSum()), []
     for step, by_rank in enumerate(said):
         words.say(wrapped(_inputs(group.rank, step)).square().mean(), Words(**by_rank.get(str(group.rank), {}))).backward()
         heard.append(asdict(words.heard()))
@@ -43,13 +44,13 @@ def hear(group: Group, said: list[dict[str, dict[str, Any]]]) -> list[dict[str, 
 
 
 def gradients(group: Group, kind: str) -> list[dict[str, Any]]:
-    """Digests of the averaged gradients of some steps, with words and without, and what was heard.
+    """Digests of the summed gradients of some steps, with words and without, and what was heard.
 
     `kind`: "real", "accumulated" (several backward passes a step), or "whole" (whole numbers, whose sum is exact in any order).
     """
     plain = _model() if kind != "whole" else nn.Linear(20, 50)
     words = Piggyback(copy.deepcopy(plain), group.rank, group.world_size, group.device)
-    wrapped = (group.wrap(plain), group.wrap(words))
+    wrapped = (group.wrap(plain, GradientSum()), group.wrap(words, GradientSum()))
     parts = MICRO_BATCHES if kind == "accumulated" else 1
     found = []
     for step in range(4):
@@ -112,8 +113,8 @@ def begun_thrice(group: Group) -> list[dict[str, Any]]:
     """The order in which gradients arrived, and the parameters after two steps: begun with a real pass, rehearsed, and rehearsed badly."""
     wrap = group.wrap
 
-    def wrap_as_for_a_gpu(model: nn.Module) -> nn.Module:
-        wrapped = wrap(model)
+    def wrap_as_for_a_gpu(model: nn.Module, exchange: GradientSum) -> nn.Module:
+        wrapped = wrap(model, exchange)
         wrapped.device_ids, wrapped.device_type = [0], "cpu"  # so that DDP moves the inputs, as it does only where there is a GPU
         return wrapped
 

@@ -46,8 +46,13 @@ def rehearse(order: Sequence[int], model: nn.Module) -> Tensor:
     """A scalar 0 whose backward pass brings each parameter a gradient of zeros, in this order."""
     parameters = _trained(model)
     end = torch.zeros((), device=parameters[0].device)
+    lengths: dict[torch.dtype, int] = {}
+    for parameter in parameters:
+        lengths[parameter.dtype] = max(lengths.get(parameter.dtype, 0), parameter.numel())
+    # one for all, as long as the longest of them: DDP copies a gradient before anybody writes to it
+    zeros = {dtype: end.new_zeros(length, dtype=dtype) for dtype, length in lengths.items()}
     for place in reversed(order):  # what is linked last is the first to be reached from the end
-        end = cast("Tensor", _Link.apply(end, parameters[place]))
+        end = cast("Tensor", _Link.apply(end, parameters[place], zeros[parameters[place].dtype]))
     return end
 
 
@@ -57,10 +62,11 @@ def _trained(model: nn.Module) -> list[nn.Parameter]:
 
 class _Link(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, end: Tensor, parameter: Tensor) -> Tensor:
-        ctx.parameter = parameter
+    def forward(ctx: Any, end: Tensor, parameter: Tensor, zeros: Tensor) -> Tensor:
+        ctx.zeros, ctx.form = zeros, torch.empty_like(parameter, device="meta")  # of the parameter's layout, which the buckets have
         return end.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return gradient, torch.zeros_like(ctx.parameter)  # of the parameter's layout, which the buckets have
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        # made here, since autograd copies what somebody else still knows
+        return gradient, ctx.zeros.as_strided(ctx.form.shape, ctx.form.stride()), None

@@ -75,7 +75,7 @@ def timer_on(device: torch.device) -> HostTimer:
 
 
 def one_step(run: Training, lr: float, wish: Words | None = None, timer: HostTimer | None = None) -> Words:
-    """Forward and backward of this rank's micro-batches, gradients averaged in the last backward, one optimizer step.
+    """Forward and backward of this rank's micro-batches, gradients summed over ranks in the last backward, one optimizer step.
 
     Args:
         run: is advanced, but for its step number.
@@ -92,7 +92,6 @@ def one_step(run: Training, lr: float, wish: Words | None = None, timer: HostTim
     seed, batch = run.config.run.seed, run.config.data.global_batch
     indices, epochs = global_batch(seed, len(run.train_set), batch, run.step)
     mine = micro_batches_of(run.group.rank, run.group.world_size, run.micro_batches)
-    share = run.group.world_size / run.micro_batches
     finite = True
     run.ranks_model.train()
     for number in mine:
@@ -104,7 +103,7 @@ def one_step(run: Training, lr: float, wish: Words | None = None, timer: HostTim
             loss, outputs = forward(run, inputs, targets)
             if is_last:
                 run.own_seconds = timer.stop()
-            backward(run, loss * share, wish if is_last else None)
+            backward(run, loss / run.micro_batches, wish if is_last else None)
         counted = run.task.metrics(outputs.detach(), targets)
         accuracy = counted.get("accuracy")
         run.sums[0] += loss.detach() * len(targets)
@@ -126,7 +125,7 @@ def forward(run: Training, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Ten
 
 
 def backward(run: Training, loss: Tensor, wish: Words | None) -> None:
-    """`wish` is said where gradients are averaged; None where they are only added up."""
+    """`wish` is said where gradients are summed over ranks; None where this rank only adds up its own."""
     (run.words.say(loss, wish) if run.words and wish else loss).backward()
 
 
@@ -143,7 +142,7 @@ def _no_sync(ranks_model: nn.Module) -> contextlib.AbstractContextManager[object
 
 
 def _step_if_finite(run: Training, lr: float, *, finite: bool) -> None:
-    """Step, unless the loss or the averaged gradient is not finite anywhere: the average carries one rank's NaN to all of them."""
+    """Step, unless the loss or the summed gradient is not finite anywhere: the sum carries one rank's NaN to all of them."""
     good = finite_gradients(run.probes)
     if run.group.device.type == "cpu":
         if not (finite and bool(good)):

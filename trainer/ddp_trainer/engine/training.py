@@ -26,7 +26,7 @@ class Training:
     task: Task
     group: Group
     model: nn.Module
-    """The bare model; `ranks_model` is the same, wrapped for gradient averaging."""
+    """The bare model; `ranks_model` is the same, wrapped for the exchange of gradients."""
     ranks_model: nn.Module
     optimizer: Optimizer
     ema: dict[str, Tensor]

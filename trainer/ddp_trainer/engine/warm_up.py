@@ -7,6 +7,7 @@ import torch
 from ddp_trainer.engine.rehearsal import arrivals, is_whole, rehearse
 from ddp_trainer.engine.step import backward, forward
 from ddp_trainer.engine.training import Training
+from ddp_trainer.gradient_sum import GradientSum
 from ddp_trainer.piggyback import Piggyback, Words
 
 WARM_UP_SAMPLES = 2
@@ -18,14 +19,15 @@ def begin(run: Training) -> None:
 
     DDP orders its buckets anew after the first backward, by the order in which gradients arrived, which changes the order of summation.
     Without this, a resumed run would differ in the last bits from the undisturbed one, at more than two ranks. A run that knows the order
-    from its past (`run.gradient_order`) needs no forward pass for it; else it is noted for the next restart.
+    from its past (`run.gradient_order`) needs no forward pass and no exchange for it; else it is noted for the next restart.
     """
     if run.group.world_size == 1:
         return
     run.words = Piggyback(run.model, run.group.rank, run.group.world_size, run.group.device)
-    run.ranks_model = run.group.wrap(run.words)
+    exchange = GradientSum()
+    run.ranks_model = run.group.wrap(run.words, exchange)
     if run.config.precision.compile == "off" and is_whole(run.gradient_order, run.model):
-        with run.words.with_stand_in(lambda: rehearse(run.gradient_order, run.model)):
+        with exchange.muted(), run.words.with_stand_in(lambda: rehearse(run.gradient_order, run.model)):
             # on a GPU, DDP moves inputs to the device and takes it ill if there are none
             backward(run, run.ranks_model(torch.zeros((), device=run.group.device)), Words())
     else:
