@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from drill import Drill
@@ -16,6 +16,8 @@ from table import LeftOutError, Row, Sight
 from cases.survival import ended, goes_on, kill, kill_whole
 
 IN_A_ROW = 10
+SIZES = ((2, 1), (4, 1), (8, 1), (2, 2))
+"""Nodes, and ranks of each."""
 LONG_STEPS = 200
 LIMIT_MEGABYTES = 64
 EATEN_AT = 24
@@ -135,21 +137,26 @@ def final_save(drill: Drill) -> Iterator[Row]:
 
 
 def ten_in_a_row(drill: Drill) -> Iterator[Row]:
-    """One after each return: nothing is used up as long as there is progress."""
-    yield _ten_in_a_row(drill, "SIGKILL of rank 2, ten times in a row", ["ddp-rank-2"], "crash")
-    agents = [f"ddp-agent-{node}" for node in range(4)]
-    yield _ten_in_a_row(drill, "SIGKILL of the agents in turn, ten times in a row", agents, "peer_loss")
+    """One after each return, in gangs of several sizes: nothing is used up as long as there is progress."""
+    for nodes, procs in SIZES:
+        last_rank, last_agent = f"ddp-rank-{nodes * procs - 1}", f"ddp-agent-{nodes - 1}"
+        for victim, name, cause in (
+            ("the last rank", last_rank, "crash"),
+            ("the last agent", last_agent, "peer_loss"),
+            ("agent 0", "ddp-agent-0", "peer_loss"),
+        ):
+            yield _ten_in_a_row(drill, f"SIGKILL of {victim}, ten times in a row ({nodes} x {procs})", name, cause, nodes, procs)
 
 
-def _ten_in_a_row(drill: Drill, fault: str, names: Sequence[str], cause: str) -> Row:
-    reference = drill.undisturbed(steps=LONG_STEPS)
-    run = drill.start(settings={"optim.max_steps": LONG_STEPS, "fault_tolerance.max_restarts": 100})
+def _ten_in_a_row(drill: Drill, fault: str, name: str, cause: str, nodes: int, procs: int) -> Row:
+    reference = drill.undisturbed(nodes * procs, LONG_STEPS)
+    run = drill.start(workers=nodes, procs=procs, settings={"optim.max_steps": LONG_STEPS, "fault_tolerance.max_restarts": 100})
     seconds, sight = [], Sight()
     for number in range(IN_A_ROW):
         run.trained_to(2 + LONG_STEPS // (IN_A_ROW + 1) * (number + 1))
         run.until(lambda n=number: len(run.of_kind("first_step")) > n, "first step")
         since = time.time()
-        kill(names[number % len(names)])(run)
+        kill(name)(run)
         run.until(lambda t=since: recovery_seconds(run, t) is not None, "return")
         seconds.append(recovery_seconds(run, since) or 0.0)
     run.wait()
@@ -158,6 +165,7 @@ def _ten_in_a_row(drill: Drill, fault: str, names: Sequence[str], cause: str) ->
     sight.fact(f"{len(causes)} faults, {forms} generations", causes == [cause] * IN_A_ROW and forms == IN_A_ROW + 1)
     lost = lost_steps(run)
     sight.fact(f"{min(seconds):.1f} to {max(seconds):.1f} s", lost <= 4 * IN_A_ROW)
+    drill.clear()
     expected = "ends with the undisturbed bits; one generation each; at most 4 steps lost each"
     return sight.row(fault, expected, sorted(seconds)[len(seconds) // 2], lost)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from small_training import Diary, PointsTask, config, training
 from torch import Tensor, nn
 
@@ -109,8 +111,26 @@ class _BranchesTask(PointsTask):
         return _Branches()
 
 
+@contextlib.contextmanager
+def _exchanges() -> Iterator[list[int]]:
+    """A list that grows with every tensor that is summed over the ranks."""
+    real, seen = dist.all_reduce, []
+
+    def noted(tensor: Tensor, **options: Any) -> Any:
+        seen.append(tensor.numel())
+        return real(tensor, **options)
+
+    dist.all_reduce = noted
+    try:
+        yield seen
+    finally:
+        dist.all_reduce = real
+
+
 def begun_thrice(group: Group) -> list[dict[str, Any]]:
-    """The order in which gradients arrived, and the parameters after two steps: begun with a real pass, rehearsed, and rehearsed badly."""
+    """Begun with a real pass, rehearsed, and rehearsed badly: the order in which gradients arrived, batches and buckets that `begin` took
+    for it, and the parameters after two steps.
+    """
     wrap = group.wrap
 
     def wrap_as_for_a_gpu(model: nn.Module, exchange: GradientSum) -> nn.Module:
@@ -125,12 +145,20 @@ def begun_thrice(group: Group) -> list[dict[str, Any]]:
         run = engine.build(made, task, group, task.train_set, task.test_set, made.micro_batches)
         run.gradient_order = order and seen[0]["order"][:: 1 if order == "as seen" else -1]
         asked = len(task.train_set.asked)
-        engine.begin(run)
+        with _exchanges() as exchanged:
+            engine.begin(run)
         passes = len(task.train_set.asked) - asked
         for _ in range(2):
             engine.one_step(run, lr=0.1)
             run.step += 1
-        seen.append({"order": list(run.gradient_order), "passes": passes, "parameters": _digest(list(run.model.parameters()))})
+        seen.append(
+            {
+                "order": list(run.gradient_order),
+                "passes": passes,
+                "exchanged": len(exchanged),
+                "parameters": _digest(list(run.model.parameters())),
+            }
+        )
     return seen
 
 

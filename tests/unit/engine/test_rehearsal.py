@@ -79,11 +79,12 @@ def test_an_order_of_another_model_is_not_whole(order):
     assert not is_whole(order, model())
 
 
-def test_what_follows_is_equal_bit_for_bit_and_needs_no_batch():
+def test_what_follows_is_equal_bit_for_bit_and_needs_neither_a_batch_nor_the_other_ranks():
     for real, rehearsed, _ in three():
         assert is_whole(real["order"], nn.ParameterList(nn.Parameter(torch.zeros(1)) for _ in range(8)))
         assert real["order"] != sorted(real["order"], reverse=True), "the definition's order would do"
         assert (real["passes"], rehearsed["passes"]) == (1, 0)
+        assert (real["exchanged"] > 0, rehearsed["exchanged"]) == (True, 0)
         assert rehearsed["order"] == real["order"]
         assert rehearsed["parameters"] == real["parameters"]
 

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import signal
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 from torch.distributed.elastic.agent.server.api import RunResult, SimpleElasticAgent, Worker, WorkerGroup, WorkerSpec, WorkerState
@@ -29,19 +27,16 @@ from ddp_trainer.errors import FINISHED, PEER_LOST, PREEMPTED, RANK_CRASHED, Ddp
 from ddp_trainer.resilience.chronicle import Chronicle
 from ddp_trainer.resilience.custody import Custody
 from ddp_trainer.resilience.departure import Departure
-from ddp_trainer.resilience.diagnosis import Diagnosis
-from ddp_trainer.resilience.fault import ECHO, LEFT_EXIT, Ending, Fault, of_death
+from ddp_trainer.resilience.fault import ECHO, LEFT_EXIT, Ending
 from ddp_trainer.resilience.judge import Judge, ending_of
+from ddp_trainer.resilience.local_ranks import TARGET, LocalRanks
 from ddp_trainer.resilience.rank_environment import environment_of
 from ddp_trainer.resilience.rendezvous import GenerationBarrier, StoreLostError, SupersededError
 from ddp_trainer.resilience.zygote import Death, Zygote, ZygoteError
 from ddp_trainer.telemetry.events import EventLog
-from ddp_trainer.telemetry.facts import FactsPage
 from ddp_trainer.telemetry.node import NodeTelemetry
 
 _log = logging.getLogger(__name__)
-
-RANK_TARGET = "ddp_trainer.resilience.rank:main"
 
 
 class StuckRankError(DdpError):
@@ -64,21 +59,19 @@ class GangAgent(SimpleElasticAgent):
         barrier: GenerationBarrier,
         zygote: Zygote,
         custody: Custody,
-        page: FactsPage,
-        scratch: Path,
+        ranks: LocalRanks,
         telemetry: NodeTelemetry,
         chronicle: Chronicle,
         events: EventLog | None,
         next_attempt: Any,
         ranks_on_machine: int,
         environment: Mapping[str, str],
-        rank_logs: Path | None,
     ) -> None:
         spec = WorkerSpec(
             role="trainer",
             local_world_size=config.distributed.procs_per_node,
             rdzv_handler=barrier,
-            entrypoint=RANK_TARGET,
+            entrypoint=TARGET,
             max_restarts=config.fault_tolerance.max_restarts,
             monitor_interval=config.fault_tolerance.monitor_interval_seconds,
         )
@@ -87,21 +80,16 @@ class GangAgent(SimpleElasticAgent):
         self._barrier = barrier
         self._zygote = zygote
         self._custody = custody
-        self._page = page
-        self._scratch = scratch
+        self._ranks = ranks
         self._telemetry = telemetry
         self._chronicle = chronicle
         self._events = events
         self._next_attempt = next_attempt
         self._ranks_on_machine = ranks_on_machine
         self._environment = environment
-        self._rank_logs = rank_logs
-        self._running: dict[int, int] = {}  # pid -> local rank
-        self._finished_since: dict[int, float] = {}  # by pid: when it was first seen to have finished without ending
         self._ending = Ending(FINISHED)
         self._judge = Judge(barrier, chronicle, events, config.fault_tolerance)
         self._departure = Departure(custody, config.fault_tolerance.preemption_grace_seconds)
-        self._diagnosis = Diagnosis(config.fault_tolerance, barrier.node, zygote.kill)
         barrier.while_waiting = self._while_waiting
 
     def supervise(self) -> Ending:
@@ -185,8 +173,14 @@ class GangAgent(SimpleElasticAgent):
         self._judge.begin_attempt(attempt, worker_group.workers[0].world_size)
         self._custody.memory.begin_attempt(attempt)
         self._custody.start_writer()
-        self._diagnosis.reset()
-        self._finished_since.clear()
+        self._ranks.begin_attempt(attempt, worker_group.workers)
+        known = {
+            "attempt": attempt,
+            "reached_step": self._chronicle.standing_step,
+            "memory": self._custody.memory.descriptor,
+            "is_first": not self._chronicle.goes_on,
+            "skipped": start["skipped"],
+        }
         ids: dict[int, Any] = {}
         for worker in worker_group.workers:
             place = {
@@ -198,45 +192,21 @@ class GangAgent(SimpleElasticAgent):
                 "store_port": worker_group.master_port,
                 "store_prefix": self._barrier.prefix,
             }
-            self._note(worker.local_rank).unlink(missing_ok=True)
-            pid = self._zygote.spawn(
-                RANK_TARGET,
-                {
-                    "config": self._config.model_dump(mode="json"),
-                    "place": place,
-                    "start": {
-                        "attempt": attempt,
-                        "reached_step": self._chronicle.standing_step,
-                        "memory": self._custody.memory.descriptor,
-                        "is_first": not self._chronicle.goes_on,
-                        "skipped": start["skipped"],
-                    },
-                    "page": str(self._page.path),
-                    "note": str(self._note(worker.local_rank)),
-                    "trace": str(self._trace(worker.local_rank)),
-                },
-                environment_of(worker, worker_group, self._config, self._environment),
-                self._rank_logs / f"rank-{worker.global_rank}.log" if self._rank_logs else None,
-                f"ddp-rank-{worker.global_rank}",
-                is_deaf=True,
-            )
-            self._running[pid] = worker.local_rank
-            ids[worker.local_rank] = pid
+            environment = environment_of(worker, worker_group, self._config, self._environment)
+            ids[worker.local_rank] = self._ranks.start(worker, place, known, environment)
         return ids
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:  # noqa: ARG002  # torch's signature
-        for pid in self._running:
-            self._zygote.kill(pid, signal.SIGKILL)
+        self._ranks.kill()
         bound_seconds = self._config.fault_tolerance.stop_grace_seconds
         if self._departure.is_asked:
             bound_seconds = min(bound_seconds, self._departure.left_seconds / 2)
         deadline = time.monotonic() + bound_seconds
-        while self._running:
-            for death in self._deaths(timeout_seconds=0.1):
-                self._running.pop(death.pid, None)
-            if self._running and time.monotonic() >= deadline:
-                stuck = ", ".join(f"{pid} (local rank {rank})" for pid, rank in self._running.items())
-                self._running.clear()
+        while self._ranks.are_running:
+            self._ranks.bury(self._deaths(timeout_seconds=0.1))
+            if self._ranks.are_running and time.monotonic() >= deadline:
+                stuck = self._ranks.names
+                self._ranks.forget()
                 if self._departure.is_asked:  # nothing is to be started in their place
                     _log.warning("left behind without waiting for its end: process %s", stuck)
                     return
@@ -252,7 +222,7 @@ class GangAgent(SimpleElasticAgent):
         try:
             self._stop_workers(self._worker_group)
         except ZygoteError:
-            self._running.clear()  # they died with it
+            self._ranks.forget()  # they died with it
 
     # --- the loop ----------------------------------------------------------------------------------------------------------------
 
@@ -269,17 +239,17 @@ class GangAgent(SimpleElasticAgent):
             if self._departure.is_asked and self._may_go(has_finished=finished_since is not None) and not is_durable:
                 return self._preempted()
             left_since = left_since or (time.monotonic() if any(death.code == LEFT_EXIT for death in deaths) else None)
-            failed = failed or not all(death.code == LEFT_EXIT or self._has_finished(self._running.get(death.pid)) for death in deaths)
+            failed = failed or not self._ranks.have_all_ended_well(deaths)
             has_reported = self._has_reported(deaths)
             reported_since = reported_since or (time.monotonic() if has_reported else None)
-            if not (self._running or finished_since or failed or left_since):
+            if not (self._ranks.are_running or finished_since or failed or left_since):
                 barrier.post_finished()
                 finished_since = time.monotonic()
             if finished_since is not None and self._is_over(finished_since):
                 return Ending(FINISHED)
             if left_since is not None:
                 self._judge.after_leaving(left_since)
-            elif barrier.node == 0 and self._running and barrier.waiting():
+            elif barrier.node == 0 and self._ranks.are_running and barrier.waiting():
                 self._custody.memory.ask_to_leave(self._chronicle.attempt)  # and then let in who waits
             if barrier.node != 0 or finished_since is None:  # a fault that comes after that changes nothing: see _is_over
                 self._judge.look()
@@ -290,7 +260,7 @@ class GangAgent(SimpleElasticAgent):
 
     def _has_reported(self, deaths: list[Death]) -> bool:
         """Tell the others of what has gone wrong here, if anything has."""
-        faults = self._faults(deaths)
+        faults = self._ranks.failures(deaths)
         for fault in faults:
             _log.warning("%s", fault.sentence)
             (self._barrier.post_echo if fault.cause == ECHO else self._barrier.post_fault)(fault.to_json())
@@ -340,8 +310,8 @@ class GangAgent(SimpleElasticAgent):
 
     def _may_go(self, *, has_finished: bool) -> bool:
         self._barrier.hurry(self._departure.left_seconds / 2)
-        lead, attempt = self._page.read(0), self._chronicle.attempt
-        return self._departure.may_go(has_ranks=bool(self._running), has_finished=has_finished, lead=lead, attempt=attempt)
+        lead, attempt = self._ranks.lead(), self._chronicle.attempt
+        return self._departure.may_go(has_ranks=self._ranks.are_running, has_finished=has_finished, lead=lead, attempt=attempt)
 
     def _preempted(self) -> Ending:
         self._barrier.hurry(self._departure.left_seconds / 2)
@@ -351,16 +321,13 @@ class GangAgent(SimpleElasticAgent):
 
     def _diagnose(self) -> bool:
         """Look at the living ranks: report a hang, name those that are slow. Whether a hang was reported."""
-        facts = {rank: self._page.read(rank) for rank in self._running.values()}
-        own = {rank: fact if fact and fact.get("attempt") == self._chronicle.attempt else None for rank, fact in facts.items()}
         if self._barrier.node == 0:
-            for sentence in self._diagnosis.slow_ranks(own.get(0) or {}):
+            for sentence in self._ranks.slow():
                 _log.warning("%s", sentence)
                 if self._events:
                     self._events.append("note", message=sentence)
-        self._end_finished()
-        traces = {local: (pid, self._trace(local)) for pid, local in self._running.items()}
-        hang = self._diagnosis.hang(own, traces, {worker.local_rank: worker.global_rank for worker in self._worker_group.workers})
+        self._ranks.end_finished()
+        hang = self._ranks.hang()
         if hang is None:
             return False
         _log.warning("%s", hang.fault.sentence)
@@ -369,37 +336,9 @@ class GangAgent(SimpleElasticAgent):
         (self._barrier.post_fault if hang.is_root else self._barrier.post_echo)(hang.fault.to_json())
         return True
 
-    def _has_finished(self, local_rank: int | None) -> bool:
-        """Whether a rank has said so in this attempt: then it is done, however its process ends; and else it is not, also with a 0."""
-        if local_rank is None:  # killed by us, of a time before
-            return True
-        facts = self._page.read(local_rank) or {}
-        return facts.get("phase") == "finished" and facts.get("attempt") == self._chronicle.attempt
-
-    def _end_finished(self) -> None:
-        """A rank that has finished and does not end, in the tear-down of a library, is ended: no hang, since nothing is left to do."""
-        for pid, local_rank in self._running.items():
-            since = self._finished_since.setdefault(pid, time.monotonic()) if self._has_finished(local_rank) else None
-            if since is not None and time.monotonic() - since > self._config.fault_tolerance.save_limit_seconds:
-                _log.warning("process %d (local rank %d) has finished and does not end; it is killed", pid, local_rank)
-                self._zygote.kill(pid, signal.SIGKILL)
-                self._finished_since[pid] = math.inf  # once: what is stuck in the kernel does not end by more of it
-
-    def _faults(self, deaths: list[Death]) -> list[Fault]:
-        found = []
-        for death in deaths:
-            local_rank = self._running.pop(death.pid, None)
-            is_over = local_rank is None or death.code == LEFT_EXIT or self._has_finished(local_rank)
-            if local_rank is None or is_over or (death.code == -signal.SIGSEGV and self._diagnosis.has_looked):
-                continue
-            worker = self._worker_group.workers[local_rank]
-            step = int((self._page.read(local_rank) or {}).get("step") or 0)
-            found.append(of_death(death.code, self._note(local_rank), self._barrier.node, worker.global_rank, step))
-        return found
-
     def _tick(self) -> None:
         report = self._custody.report()
-        self._chronicle.observe(self._page.read(0), report)
+        self._chronicle.observe(self._ranks.lead(), report)
         if (report.get("failed") or {}).get("cause") == PEER_LOST.cause:
             raise TakenOverError(report["failed"]["message"])
         self._telemetry.tick(self._chronicle.ledger(), time.time())
@@ -432,9 +371,3 @@ class GangAgent(SimpleElasticAgent):
 
     def _telemetry_only(self) -> None:
         self._telemetry.tick(self._chronicle.ledger(), time.time())
-
-    def _note(self, local_rank: int) -> Path:
-        return self._scratch / f"last-words-{local_rank}.json"
-
-    def _trace(self, local_rank: int) -> Path:
-        return self._scratch / f"stacks-{local_rank}.txt"

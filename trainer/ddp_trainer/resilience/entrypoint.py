@@ -128,6 +128,7 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
     from ddp_trainer.resilience.agent import GangAgent
     from ddp_trainer.resilience.chronicle import LEDGER_FILE, Chronicle
     from ddp_trainer.resilience.custody import Custody
+    from ddp_trainer.resilience.local_ranks import LocalRanks
     from ddp_trainer.telemetry.facts import FactsPage
     from ddp_trainer.telemetry.node import NodeTelemetry
 
@@ -168,15 +169,13 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
             barrier=_barrier(config, me),
             zygote=zygote,
             custody=custody,
-            page=page,
-            scratch=scratch,
+            ranks=LocalRanks(config, me.node, zygote, page, scratch, logs),
             telemetry=telemetry,
             chronicle=chronicle,
             events=events,
             next_attempt=next_attempt,
             ranks_on_machine=me.ranks_on_machine,
             environment=environment,
-            rank_logs=logs,
         )
         for signum in STOP_SIGNALS:
             signal.signal(signum, lambda signum, _: agent.ask_to_stop(signal.Signals(signum).name))

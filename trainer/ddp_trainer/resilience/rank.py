@@ -28,7 +28,6 @@ from ddp_trainer.config import RunConfig, differences
 from ddp_trainer.data.order import evaluation_slice
 from ddp_trainer.distributed import Group, Place, is_echo
 from ddp_trainer.errors import DataError, DdpError, DivergedError
-from ddp_trainer.freed_memory import keep_freed_memory
 from ddp_trainer.piggyback import Words
 from ddp_trainer.resilience import restore, stacks
 from ddp_trainer.resilience.fault import ECHO, LEFT_EXIT, leave_note
@@ -70,7 +69,6 @@ class Start:
 def main(config: dict[str, Any], place: dict[str, Any], start: dict[str, Any], page: str, note: str, trace: str) -> int:
     """Be a rank: the target of the agent's fork. Returns the exit code; a failure's words go to the file `note`, stacks to `trace`."""
     stacks.arm(Path(trace))
-    keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank {place['rank']} %(message)s", force=True)
     try:
         _run(RunConfig.model_validate(config), Place(**place), Start(**start), FactsPage.open(Path(page)))

@@ -1,4 +1,4 @@
-"""The environment that an agent gives to a rank: its own, and what torch, its compiler and its allocator are told by variables."""
+"""The environment that an agent gives to a rank: its own, torch's names for where the rank stands, and where compiled kernels are kept."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from torch.distributed.elastic.agent.server.api import Worker, WorkerGroup
 
 from ddp_trainer.config import RunConfig
 
-_HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
-"""torch asks the kernel for pages of 2 MiB under large tensors on the CPU: fewer page faults, and a few per cent of a step."""
-
 
 def environment_of(worker: Worker, group: WorkerGroup, config: RunConfig, agents: Mapping[str, str]) -> dict[str, str]:
     """All variables of one rank; `agents` are those of its agent."""
-    return _HUGE_PAGES | dict(agents) | _caches(config, agents) | _torch_names(worker, group)
+    return dict(agents) | _caches(config, agents) | _torch_names(worker, group)
 
 
 def _caches(config: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:
