@@ -15,7 +15,7 @@ demo: $(READY) ## train on 4 workers for some minutes, lose one, recover, report
 	@$(BIN)/ddp demo --config configs/demo.json --data $(DATA)
 
 test: $(READY) ## unit and integration tests, with real processes
-	$(BIN)/pytest -q -n 3 --dist loadfile
+	$(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## style, types, and the arrows between the parts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

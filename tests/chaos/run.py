@@ -1,6 +1,6 @@
 """`python tests/chaos/run.py [CASE ...]`: disturb real runs in every way that we know of, and print one table as it goes.
 
-Each case takes seconds; all of them at most half an hour on 2 cores. Exit code 0: every row is as expected; 1: not.
+Most cases take seconds; all of them at most half an hour on 2 cores. Exit code 0: every row is as expected; 1: not.
 Some need root (mounts, network namespaces): where they cannot run, the row says so and does not count.
 """
 

@@ -29,11 +29,14 @@ POLL_SECONDS = (0.005, 0.25)
 """First and longest pause between two looks at who is there."""
 SHARE_BYTES = 32 * 1024 * 1024
 """Most that is broadcast at once: large enough for the network, small beside the state, which would else be in memory twice."""
+_CALLBACK = re.compile(r"^Got the following error when running the callback: (\w+\.)*(?P<type>\w+): ")
+"""What torch puts before the words of an error that has come through `Future.then`, as those of `GradientSum` do; its type is lost."""
 _ECHOES = re.compile(
-    r"gloo/transport|connectFullMesh|Connection (closed|reset) by peer|Broken pipe|Timed out waiting \d+ ?ms|caused pair closure",
+    r"gloo/transport|connectFullMesh|Connection (closed|reset) by peer|Broken pipe|Timed out waiting \d+ ?ms|caused pair closure"
+    r"|NCCL (operation timed out|communicator was aborted)|remote process exited",
     re.IGNORECASE,
 )
-"""What gloo says in a plain RuntimeError when a peer is gone; NCCL and the store raise `DistError`s."""
+"""What gloo says in a plain RuntimeError when a peer is gone, and NCCL in some versions of torch; the store raises `DistError`s."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Group:
     def wrap(self, model: nn.Module, exchange: GradientSum) -> nn.Module:
         """DDP around a model that is the same on all ranks (see `share`); the model itself when it is alone.
 
-        Gradients are summed, not averaged (see `GradientSum`).
+        Gradients are summed, not averaged (see `GradientSum`): measured over gloo, not over NCCL.
         Buffers are not synchronised in every forward (for ResNet-50 that is 159 broadcasts): see `share_buffers`.
         `static_graph` and `batched_grad_copy` were measured beside this (2 CPU ranks, alternating): within 3 % of it, which is noise.
         """
@@ -236,4 +239,12 @@ def is_echo(error: BaseException) -> bool:
     """Whether an error is what a failed collective raises: the echo of another rank's fault, never a root cause."""
     if isinstance(error, dist.DistError):
         return True
-    return type(error) is RuntimeError and bool(_ECHOES.search(str(error)))
+    if type(error) is not RuntimeError:
+        return False
+    wrapped = _CALLBACK.match(str(error))
+    return bool(_ECHOES.search(str(error))) or (wrapped is not None and issubclass(getattr(dist, wrapped["type"], object), dist.DistError))
+
+
+def words_of_echo(error: BaseException) -> str:
+    """One line of what it says, without what torch puts before it."""
+    return _CALLBACK.sub("", str(error).splitlines()[0]) if str(error) else type(error).__name__

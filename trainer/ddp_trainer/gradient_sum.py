@@ -25,7 +25,7 @@ class GradientSum:
     def serve(self, model: DistributedDataParallel) -> None:
         """Be that model's exchange, for good. Before its first backward pass."""
         # a lambda: DDP compares annotations with classes, and this file's are text
-        model.register_comm_hook(self, lambda exchange, bucket: exchange.begin(bucket.buffer()))
+        model.register_comm_hook(self, lambda exchange, bucket: exchange.start_sum(bucket.buffer()))
 
     @contextlib.contextmanager
     def muted(self) -> Iterator[None]:
@@ -36,10 +36,10 @@ class GradientSum:
         finally:
             self._is_muted = False
 
-    def begin(self, bucket: Tensor) -> Future[Tensor]:
+    def start_sum(self, bucket: Tensor) -> Future[Tensor]:
         """Start to sum a bucket in place; the future has it."""
         if self._is_muted:
-            done: Future[Tensor] = Future()
+            done: Future[Tensor] = Future()  # of no device: nothing is enqueued that anybody would have to wait for
             done.set_result(bucket)
             return done
         work = dist.all_reduce(bucket, async_op=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from drill import Drill
@@ -145,10 +145,12 @@ def ten_in_a_row(drill: Drill) -> Iterator[Row]:
             ("the last agent", last_agent, "peer_loss"),
             ("agent 0", "ddp-agent-0", "peer_loss"),
         ):
-            yield _ten_in_a_row(drill, f"SIGKILL of {victim}, ten times in a row ({nodes} x {procs})", name, cause, nodes, procs)
+            yield _ten_in_a_row(drill, f"SIGKILL of {victim}, ten times in a row ({nodes} x {procs})", [name], cause, nodes, procs)
+    agents = [f"ddp-agent-{node}" for node in range(4)]
+    yield _ten_in_a_row(drill, "SIGKILL of the agents in turn, ten times in a row (4 x 1)", agents, "peer_loss", 4, 1)
 
 
-def _ten_in_a_row(drill: Drill, fault: str, name: str, cause: str, nodes: int, procs: int) -> Row:
+def _ten_in_a_row(drill: Drill, fault: str, names: Sequence[str], cause: str, nodes: int, procs: int) -> Row:
     reference = drill.undisturbed(nodes * procs, LONG_STEPS)
     run = drill.start(workers=nodes, procs=procs, settings={"optim.max_steps": LONG_STEPS, "fault_tolerance.max_restarts": 100})
     seconds, sight = [], Sight()
@@ -156,7 +158,7 @@ def _ten_in_a_row(drill: Drill, fault: str, name: str, cause: str, nodes: int, p
         run.trained_to(2 + LONG_STEPS // (IN_A_ROW + 1) * (number + 1))
         run.until(lambda n=number: len(run.of_kind("first_step")) > n, "first step")
         since = time.time()
-        kill(name)(run)
+        kill(names[number % len(names)])(run)
         run.until(lambda t=since: recovery_seconds(run, t) is not None, "return")
         seconds.append(recovery_seconds(run, since) or 0.0)
     run.wait()
@@ -165,7 +167,7 @@ def _ten_in_a_row(drill: Drill, fault: str, name: str, cause: str, nodes: int, p
     sight.fact(f"{len(causes)} faults, {forms} generations", causes == [cause] * IN_A_ROW and forms == IN_A_ROW + 1)
     lost = lost_steps(run)
     sight.fact(f"{min(seconds):.1f} to {max(seconds):.1f} s", lost <= 4 * IN_A_ROW)
-    drill.clear()
+    drill.clear(keep=bool(sight.wrong))
     expected = "ends with the undisturbed bits; one generation each; at most 4 steps lost each"
     return sight.row(fault, expected, sorted(seconds)[len(seconds) // 2], lost)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_training import config
 
-from ddp_trainer.distributed import choose_backend, choose_device, is_echo
+from ddp_trainer.distributed import choose_backend, choose_device, is_echo, words_of_echo
 from ddp_trainer.errors import ConfigError
 
 
@@ -66,6 +66,12 @@ def test_nccl_without_a_gpu_is_one_sentence():
         (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4242"), True),
         (RuntimeError("[..] Timed out waiting 120000ms for recv operation to complete"), True),
         (RuntimeError("Gloo connectFullMesh failed with ..."), True),
+        (RuntimeError("NCCL operation timed out"), True),
+        (RuntimeError("Got the following error when running the callback: RuntimeError: [..] Connection reset by peer"), True),
+        (RuntimeError("Got the following error when running the callback: torch.distributed.DistStoreError: no key"), True),
+        (RuntimeError("Got the following error when running the callback: DistBackendError: no key\n\nAt:\n ..."), True),
+        (RuntimeError("Got the following error when running the callback: KeyError: 'label'"), False),
+        (RuntimeError("Got the following error when running the callback: ReduceOp: of a name that is no error's"), False),
         (torch.distributed.DistNetworkError("The client socket has timed out"), True),
         (torch.distributed.DistBackendError("NCCL communicator was aborted"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)"), False),
@@ -76,3 +82,18 @@ def test_nccl_without_a_gpu_is_one_sentence():
 )
 def test_a_failed_collective_is_told_from_a_users_error(error, answer):
     assert is_echo(error) is answer
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            "Got the following error when running the callback: RuntimeError: Connection closed by peer\n\nAt:\n  x",
+            "Connection closed by peer",
+        ),
+        ("Connection closed by peer\nmore", "Connection closed by peer"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_the_words_of_a_failed_collective_are_its_own(said, words):
+    assert words_of_echo(RuntimeError(said)) == words

@@ -49,7 +49,7 @@ def rehearse(order: Sequence[int], model: nn.Module) -> Tensor:
     lengths: dict[torch.dtype, int] = {}
     for parameter in parameters:
         lengths[parameter.dtype] = max(lengths.get(parameter.dtype, 0), parameter.numel())
-    # one for all, as long as the longest of them: DDP copies a gradient before anybody writes to it
+    # one for all, as long as the longest of them: these gradients share memory, and DDP copies them away before they are thrown away
     zeros = {dtype: end.new_zeros(length, dtype=dtype) for dtype, length in lengths.items()}
     for place in reversed(order):  # what is linked last is the first to be reached from the end
         end = cast("Tensor", _Link.apply(end, parameters[place], zeros[parameters[place].dtype]))
@@ -68,5 +68,5 @@ class _Link(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        # made here, since autograd copies what somebody else still knows
+        # made here: autograd takes a gradient over as it is only if nothing else refers to it
         return gradient, ctx.zeros.as_strided(ctx.form.shape, ctx.form.stride()), None

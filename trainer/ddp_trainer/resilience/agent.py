@@ -29,7 +29,7 @@ from ddp_trainer.resilience.custody import Custody
 from ddp_trainer.resilience.departure import Departure
 from ddp_trainer.resilience.fault import ECHO, LEFT_EXIT, Ending
 from ddp_trainer.resilience.judge import Judge, ending_of
-from ddp_trainer.resilience.local_ranks import TARGET, LocalRanks
+from ddp_trainer.resilience.local_ranks import RANK_TARGET, LocalRanks
 from ddp_trainer.resilience.rank_environment import environment_of
 from ddp_trainer.resilience.rendezvous import GenerationBarrier, StoreLostError, SupersededError
 from ddp_trainer.resilience.zygote import Death, Zygote, ZygoteError
@@ -71,7 +71,7 @@ class GangAgent(SimpleElasticAgent):
             role="trainer",
             local_world_size=config.distributed.procs_per_node,
             rdzv_handler=barrier,
-            entrypoint=TARGET,
+            entrypoint=RANK_TARGET,
             max_restarts=config.fault_tolerance.max_restarts,
             monitor_interval=config.fault_tolerance.monitor_interval_seconds,
         )

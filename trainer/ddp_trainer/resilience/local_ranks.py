@@ -23,7 +23,7 @@ from ddp_trainer.telemetry.facts import FactsPage
 
 _log = logging.getLogger(__name__)
 
-TARGET = "ddp_trainer.resilience.rank:main"
+RANK_TARGET = "ddp_trainer.resilience.rank:main"
 
 
 class LocalRanks:
@@ -59,20 +59,20 @@ class LocalRanks:
         self._finished_since.clear()
         self._diagnosis.reset()
 
-    def start(self, worker: Worker, place: Mapping[str, Any], start: Mapping[str, Any], environment: Mapping[str, str]) -> int:
-        """Fork one; gives its pid. `place` and `start` are the fields of `distributed.Place` and `rank.Start`."""
+    def start(self, worker: Worker, place: Mapping[str, Any], known: Mapping[str, Any], environment: Mapping[str, str]) -> int:
+        """Fork one; gives its pid. `place` and `known` are the fields of `distributed.Place` and `rank.Start`."""
         note = self._note(worker.local_rank)
         note.unlink(missing_ok=True)
         arguments = {
             "config": self._config.model_dump(mode="json"),
             "place": place,
-            "start": start,
+            "start": known,
             "page": str(self._page.path),
             "note": str(note),
             "trace": str(self._trace(worker.local_rank)),
         }
         log = self._logs / f"rank-{worker.global_rank}.log" if self._logs else None
-        pid = self._zygote.spawn(TARGET, arguments, environment, log, f"ddp-rank-{worker.global_rank}", is_deaf=True)
+        pid = self._zygote.spawn(RANK_TARGET, arguments, environment, log, f"ddp-rank-{worker.global_rank}", is_deaf=True)
         self._running[pid] = worker.local_rank
         return pid
 
@@ -95,7 +95,7 @@ class LocalRanks:
         return self._page.read(0)
 
     def have_all_ended_well(self, deaths: Iterable[Death]) -> bool:
-        """Whether each of these had left as it was asked to, or had finished."""
+        """Whether each of these had left as it was asked to, or had finished. Before they are buried: of others it says yes."""
         return all(death.code == LEFT_EXIT or self._has_finished(self._running.get(death.pid)) for death in deaths)
 
     def failures(self, deaths: Iterable[Death]) -> list[Fault]:
@@ -112,7 +112,7 @@ class LocalRanks:
 
     def slow(self) -> list[str]:
         """A sentence for each rank of the run that has become slow, from what rank 0 heard: only for the node that has it."""
-        return self._diagnosis.slow_ranks(self._facts().get(0) or {})
+        return self._diagnosis.slow_ranks((self._own_words(0) if 0 in self._running.values() else None) or {})
 
     def hang(self) -> Hang | None:
         """The hang that has come to light among them, once per attempt."""
@@ -130,15 +130,18 @@ class LocalRanks:
 
     def _facts(self) -> dict[int, dict[str, Any] | None]:
         """What each living one has said in this attempt."""
-        facts = {rank: self._page.read(rank) for rank in self._running.values()}
-        return {rank: fact if fact and fact.get("attempt") == self._attempt else None for rank, fact in facts.items()}
+        return {local_rank: self._own_words(local_rank) for local_rank in self._running.values()}
+
+    def _own_words(self, local_rank: int) -> dict[str, Any] | None:
+        """What a rank has said in this attempt: the page may still have its predecessor's."""
+        said = self._page.read(local_rank)
+        return said if said and said.get("attempt") == self._attempt else None
 
     def _has_finished(self, local_rank: int | None) -> bool:
         """Whether a rank has said so in this attempt: then it is done, however its process ends; and else it is not, also with a 0."""
         if local_rank is None:  # killed by us, of a time before
             return True
-        facts = self._page.read(local_rank) or {}
-        return facts.get("phase") == "finished" and facts.get("attempt") == self._attempt
+        return (self._own_words(local_rank) or {}).get("phase") == "finished"
 
     def _note(self, local_rank: int) -> Path:
         return self._scratch / f"last-words-{local_rank}.json"

@@ -26,7 +26,7 @@ from ddp_trainer.checkpoint.state import RunState
 from ddp_trainer.checkpoint.store import CheckpointStore, Loaded
 from ddp_trainer.config import RunConfig, differences
 from ddp_trainer.data.order import evaluation_slice
-from ddp_trainer.distributed import Group, Place, is_echo
+from ddp_trainer.distributed import Group, Place, is_echo, words_of_echo
 from ddp_trainer.errors import DataError, DdpError, DivergedError
 from ddp_trainer.piggyback import Words
 from ddp_trainer.resilience import restore, stacks
@@ -80,8 +80,8 @@ def main(config: dict[str, Any], place: dict[str, Any], start: dict[str, Any], p
         return error.exit.code
     except BaseException as error:  # the process's edge: whatever it is, it is reported and ends the rank
         if is_echo(error):  # no traceback: it would point at the one line that is not to blame
-            _log.warning("lost its peers: %s", str(error).splitlines()[0])
-            leave_note(Path(note), ECHO, f"a collective failed: {str(error).splitlines()[0]}")
+            _log.warning("lost its peers: %s", words_of_echo(error))
+            leave_note(Path(note), ECHO, f"a collective failed: {words_of_echo(error)}")
             return ECHO_EXIT
         traceback.print_exc()
         leave_note(Path(note), "user_error", f"{type(error).__name__}: {error}".strip())

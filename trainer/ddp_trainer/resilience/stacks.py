@@ -54,6 +54,7 @@ _WAITS = re.compile(
     r"(?:^|/)(?:"
     r"torch/distributed/.*"
     r"|ddp_trainer/distributed\.py:.*"
+    r"|ddp_trainer/gradient_sum\.py:.*"
     r"|ddp_trainer/piggyback\.py:heard"
     r"|torch/autograd/graph\.py:_engine_run_backward"
     r"|torch/nn/parallel/distributed\.py:(?:__init__|_pre_forward|_sync_\w+)"
