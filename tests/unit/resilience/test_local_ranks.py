@@ -1,4 +1,4 @@
-"""What an agent finds out about its own ranks. The fork server is a list here: real ranks are in the integration tests and the chaos suite."""
+"""What an agent finds out about its own ranks. The fork server is a list here: real ranks are in integration tests and the chaos suite."""
 
 from __future__ import annotations
 
