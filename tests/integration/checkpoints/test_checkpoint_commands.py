@@ -260,6 +260,7 @@ def test_never_resuming_needs_a_second_home_of_its_own_and_bad_checkpoints_come_
     assert (tmp_path / "home" / "step-000000004" / "manifest.json").is_file(), "the last one is copied, whatever its number"
     code, output = start("second", "home", *never)
     assert code == 2, output
+    assert "is killed" not in output, "the other agent waits for one that never was there, and leaves when it is told to"
     assert f"checkpoint.mirror_url file://{tmp_path}/home holds checkpoints (the newest: step 4) and run.resume is never" in output
     for model in (tmp_path / "first" / "checkpoints").glob("step-*/model.safetensors"):
         model.write_bytes(b"rubbish")

@@ -15,7 +15,8 @@ from ddp_trainer.checkpoint.store import CheckpointStore
 
 PROGRAM = Path(__file__).with_name("killed_writer.py")
 PLACES_AT_LEAST = {"next": 60, "first": 45, "again": 45, "evaluated": 60, "evaluated, no exchange": 60}
-KILLS, SEED = 200, 20261125
+KILLS, SEED = 60, 20261125
+"""The chaos suite's are 200."""
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_the_run_goes_on_after_any_kill_and_leaves_no_litter(endings, save, scen
         assert sorted(path.name for path in store.root.iterdir()) == ["latest", "step-000000004", "step-000000005"]
 
 
-def test_a_run_that_is_killed_two_hundred_times_at_random_never_loses_an_acknowledged_checkpoint(told):
+def test_a_run_that_is_killed_again_and_again_at_random_never_loses_an_acknowledged_checkpoint(told):
     lines = [line for line in told if "scenario" not in line]
     assert len(lines) == KILLS
     for line in lines:

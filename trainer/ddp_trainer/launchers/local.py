@@ -37,7 +37,8 @@ LOOK_SECONDS = 0.1
 LEAVE_SECONDS = 5.0
 """What an agent may take to leave beyond its grace for saving and for its ranks to die, before it is killed."""
 LATE_SECONDS = 5.0
-"""What the others may take to leave once node 0 has finished: each has read of it by then, or came too late to hear of it."""
+"""What the others may take to leave by themselves: each has read of the end by then, or came too late to hear of it. Once node 0 has
+finished they are killed then; after a final code they are asked to stop."""
 AGENT_RESTARTS = 50
 """A cluster would go on for ever, with growing pauses; on a laptop somebody is looking."""
 INTERRUPTED = 130
@@ -68,6 +69,8 @@ class Local:
     _settled: int | None = None
     """The code of the whole, once an agent's end has settled it; the others are only waited for from then on."""
     _deadline: float = math.inf
+    _tell_at: float = math.inf
+    """When those that are left are asked to stop, after another's final code."""
     _notes: list[str] = field(default_factory=list)
     _memories: list[int] = field(default_factory=list)
     """Descriptors of the nodes' snapshot memories."""
@@ -211,6 +214,9 @@ class Local:
             self.on_look(self)
             if self._signal and self._deadline == math.inf:
                 self._stop_all(nursery)
+            if time.monotonic() >= self._tell_at:
+                self._tell_at = math.inf
+                self._tell_all(nursery)
         for agent in self._by_pid.values():
             if self._settled == FINISHED.code:  # started again too late for the end, or let out of an elastic run
                 self.view.say(f"agent {agent.node.node} is stopped: the run has finished without it")
@@ -235,6 +241,9 @@ class Local:
             self._start(nursery, agent)
         elif code != FINISHED.code:
             self._settle(code, self._stop_seconds)
+            self._tell_at = (
+                time.monotonic() + LATE_SECONDS
+            )  # they leave by themselves, but for those that wait for one that never was there
 
     def _settle(self, code: int, bound_seconds: float) -> None:
         """This is the code of the whole; the other agents may take so long to leave."""
@@ -243,10 +252,13 @@ class Local:
             self._deadline = min(self._deadline, time.monotonic() + bound_seconds)
 
     def _stop_all(self, nursery: Zygote) -> None:
+        self._tell_all(nursery)
+        self._deadline = time.monotonic() + self._stop_seconds
+
+    def _tell_all(self, nursery: Zygote) -> None:
         self.view.say("stopping the agents ...")
         for pid in self._by_pid:
             nursery.kill(pid, signal.SIGTERM)
-        self._deadline = time.monotonic() + self._stop_seconds
 
     def _words(self) -> dict[str, Any]:
         """The last words of the first agent that has any beyond success."""
