@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors import torch as saved_tensors
 from safetensors.torch import load_file
-from small_checkpoints import commit, files_of, manifest_of, tensors_of
+from small_checkpoints import commit, edited, files_of, manifest_of, tensors_of
 
 from ddp_trainer.checkpoint.lock import RunLock
 from ddp_trainer.checkpoint.manifest import verify
@@ -126,7 +126,7 @@ def test_verify_ends_with_3_if_one_is_bad_and_moves_nothing(checkpoints, run_dir
 
 def test_verify_counts_another_version_as_not_verified(checkpoints, run_dir):
     path = store_of(run_dir).folder(20) / "manifest.json"
-    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 9'))
+    path.write_bytes(edited(path.read_bytes(), format_version=9))
     assert "is of format version 9" in rows(checkpoints("verify", run_dir, code=3))[1][3]
 
 
@@ -228,9 +228,8 @@ def forget_the_evaluation(folder):
     state["history"] = state["history"][:-1]
     content = json.dumps(state).encode()
     (folder / "state.json").write_bytes(content)
-    manifest = json.loads(path.read_text())
-    manifest["files"]["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    path.write_text(json.dumps(manifest | {"metrics": {}}))
+    files = json.loads(path.read_text())["files"] | {"state.json": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    path.write_bytes(edited(path.read_bytes(), files=files, metrics={}))
 
 
 def test_a_fault_in_the_last_evaluation_costs_the_final_checkpoint_no_metrics(ddp, small, checkpoints, tmp_path):

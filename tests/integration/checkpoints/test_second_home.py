@@ -7,7 +7,7 @@ import threading
 
 import fsspec
 import pytest
-from small_checkpoints import commit, is_state_of
+from small_checkpoints import commit, edited, is_state_of
 
 from ddp_trainer.checkpoint import manifest as manifest_module
 from ddp_trainer.checkpoint import mirror as mirror_module
@@ -114,7 +114,7 @@ def test_a_copy_that_is_not_whole_is_passed_over_for_an_older_one(home, store, e
     copy(Mirror(home), store, 1, 2)
     files, root = at(home)
     manifest, data = f"{root}/step-000000002/{MANIFEST_NAME}", f"{root}/step-000000002/model.safetensors"
-    text = json.loads(files.cat_file(manifest))
+    written = files.cat_file(manifest)
     if damage == "no manifest":
         files.rm_file(manifest)
     elif damage == "torn manifest":
@@ -126,10 +126,10 @@ def test_a_copy_that_is_not_whole_is_passed_over_for_an_older_one(home, store, e
         content[-1] ^= 1
         files.pipe_file(data, bytes(content))
     elif damage == "another version":
-        files.pipe_file(manifest, json.dumps(text | {"format_version": 9}).encode())
+        files.pipe_file(manifest, edited(written, format_version=9))
     else:
-        outside = {"../../../../outside": text["files"]["state.json"]}
-        files.pipe_file(manifest, json.dumps(text | {"files": text["files"] | outside}).encode())
+        entries = json.loads(written)["files"]
+        files.pipe_file(manifest, edited(written, files=entries | {"../../../../outside": entries["state.json"]}))
     assert Mirror(home).fetch_newest(empty) == 1
     assert is_state_of(empty.load_newest(), 1)
     assert sorted(path.name for path in empty.root.iterdir()) == ["latest", "step-000000001"]
@@ -444,7 +444,7 @@ def test_checkpoints_of_which_nothing_is_known_are_not_taken_for_bad_ones(home, 
     commit(here, 2)
     if why == "another version":
         manifest = here.folder(2) / MANIFEST_NAME
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 9}))
+        manifest.write_bytes(edited(manifest.read_bytes(), format_version=9))
     else:
         monkeypatch.setattr(manifest_module, "sha256_of", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     assert start().steps() == [2]

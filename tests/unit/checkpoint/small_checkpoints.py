@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from safetensors import torch as saved_tensors
 
-from ddp_trainer.checkpoint.manifest import FileEntry, Manifest
+from ddp_trainer.checkpoint.manifest import FileEntry, Manifest, sealed
 from ddp_trainer.checkpoint.store import CheckpointStore
 
 
@@ -73,3 +75,10 @@ def is_state_of(loaded, step: int) -> bool:
         and all(torch.equal(loaded.tensors[name], expected[name]) for name in expected)
         and loaded.extra == extra_of(step)
     )
+
+
+def edited(manifest: bytes, **changes: Any) -> bytes:
+    """A manifest as somebody would have written it who meant other values."""
+    document = json.loads(manifest)
+    document.pop("sha256")
+    return sealed(json.dumps(document | changes, indent=1).encode())

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+from small_checkpoints import edited
 
 from ddp_trainer.checkpoint import loading, manifest
 from ddp_trainer.checkpoint.manifest import MANIFEST_NAME, BadCheckpointError, Manifest, folder_name, read_manifest, step_of, verify
@@ -20,7 +21,7 @@ TENSORS_NAME = "model.safetensors"
 
 def edit(folder, **changes):
     path = folder / MANIFEST_NAME
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_bytes(edited(path.read_bytes(), **changes))
 
 
 def flip_a_byte(folder):
@@ -90,6 +91,29 @@ def test_a_damaged_checkpoint_is_quarantined_with_the_reason_and_the_previous_on
     assert store.steps() == [1]
 
 
+def test_whichever_byte_of_the_manifest_is_flipped_it_is_bad(store, save):
+    save(store, 1)
+    path = store.folder(1) / MANIFEST_NAME
+    written = path.read_bytes()
+    for place in range(len(written)):
+        path.write_bytes(written[:place] + bytes([written[place] ^ 1]) + written[place + 1 :])
+        with pytest.raises(BadCheckpointError, match="manifest"):
+            read_manifest(store.folder(1))
+    path.write_bytes(written + b" ")
+    with pytest.raises(BadCheckpointError, match="SHA-256 differs"):
+        read_manifest(store.folder(1))
+
+
+def test_a_manifest_that_has_lost_its_hash_is_bad(store, save):
+    save(store, 1)
+    path = store.folder(1) / MANIFEST_NAME
+    document = json.loads(path.read_text())
+    document.pop("sha256")
+    path.write_text(json.dumps(document, indent=1))
+    with pytest.raises(BadCheckpointError, match="does not end with its SHA-256"):
+        read_manifest(store.folder(1))
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_looking_finds_the_same_damage_and_moves_nothing(store, save, damage):
     hurt, reason = DAMAGES[damage]
@@ -146,16 +170,21 @@ def test_a_checkpoint_without_a_small_state_has_an_empty_one(store, save):
     assert store.load_newest().extra == {}
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [2, 4])
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_checkpoint_of_another_version_is_refused_with_a_sentence_and_stays_where_it_is(store, save, version, torn):
     save(store, 1)
     save(store, 2)
     edit(store.folder(2), format_version=version, a_field_of_that_version=1)
+    if version == 2:  # whose manifests did not end with a hash
+        path = store.folder(2) / MANIFEST_NAME
+        document = json.loads(path.read_text())
+        document.pop("sha256")
+        path.write_text(json.dumps(document))
     if torn:
         (store.folder(2) / TENSORS_NAME).unlink()  # this program cannot know what that version's files are
     with pytest.raises(
-        DataError, match=rf"step-000000002 is of format version {version} and this program reads 2; use the version that wrote it"
+        DataError, match=rf"step-000000002 is of format version {version} and this program reads 3; use the version that wrote it"
     ):
         store.load_newest()
     assert store.steps() == [1, 2]

@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: what it holds, and how to prove that it holds it.
 
 A checkpoint is a folder `step-000000420/` with `manifest.json` and the files that the manifest lists with size and SHA-256. A reader
-needs nothing else: tensors are safetensors, everything else is JSON, and nothing is ever unpickled.
+needs nothing else: tensors are safetensors, everything else is JSON, and nothing is ever unpickled. The manifest ends with its own SHA-256.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ddp_trainer.errors import DataError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 PREFIX = "step-"
+_SEAL, _END = b',\n "sha256": "', b"\n}"
+"""What stands before the manifest's own hash, which is of all bytes before this, and what closes the document."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 """What a data file may be called: nothing that leads out of the folder."""
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -105,11 +107,17 @@ def step_of(folder: Path) -> int | None:
     return step if step is not None and folder.name == folder_name(step) else None
 
 
+def sealed(document: bytes) -> bytes:
+    """A manifest's JSON as it stands in the file: with its SHA-256 as the last key. `document` is indented, and ends with a line of `}`."""
+    body = document.removesuffix(_END)
+    return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"' + _END
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Parse a checkpoint's manifest without looking at its data.
 
     Raises:
-        BadCheckpointError: missing, torn, or with file names that lead out of the folder.
+        BadCheckpointError: missing, torn, other than it was written, or with file names that lead out of the folder.
         OtherFormatError: whole, but written by another version of this program.
         OSError: the volume cannot be read now, which says nothing about the checkpoint.
     """
@@ -117,11 +125,17 @@ def read_manifest(folder: Path) -> Manifest:
         text = (folder / MANIFEST_NAME).read_bytes()
     except MISSING as error:
         raise BadCheckpointError(f"manifest unreadable: {error.strerror}") from None
-    _assert_version(folder, text)
+    body, seal, _ = text.rpartition(_SEAL)
+    document = body + _END if seal else text  # without one it is torn, or of a version that had none
+    if seal and sealed(document) != text:  # before anything in it is believed, its version included
+        raise BadCheckpointError("manifest: SHA-256 differs from the one that it ends with")
+    _assert_version(folder, document)
     try:
-        manifest = Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(document)
     except ValidationError as error:
         raise BadCheckpointError(f"manifest invalid: {error.errors()[0]['msg']}") from None
+    if not seal:
+        raise BadCheckpointError("manifest invalid: it does not end with its SHA-256")
     if manifest.step != step_of(folder):
         raise BadCheckpointError(f"manifest says step {manifest.step}")
     for name in manifest.files:

@@ -189,7 +189,7 @@ class CheckpointStore:
                 written = threads.map(lambda item: write_hashed(work / item[0], item[1], pace), files.items())
                 entries = {name: FileEntry(bytes=size, sha256=digest) for name, (size, digest) in zip(files, written, strict=True)}
             manifest = describe(entries)
-            write_durably(work / manifests.MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
+            write_durably(work / manifests.MANIFEST_NAME, manifests.sealed(manifest.model_dump_json(indent=1).encode()))
             return self._publish(work, manifest, replaces=True)
         finally:
             shutil.rmtree(work, ignore_errors=True)  # after a rename there is nothing left of it, after an exchange the old one
