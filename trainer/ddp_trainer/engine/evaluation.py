@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddp_trainer.data.order import evaluation_slice
+from ddp_trainer.engine.randomness import EVALUATION_PLACE, seed_generators
 from ddp_trainer.engine.training import Training
 
 
@@ -35,6 +36,7 @@ def _forward_test_set(run: Training) -> Iterator[tuple[Tensor, Tensor]]:
     run.model.eval()
     with torch.inference_mode(), run.autocast():
         for start in range(mine.start, mine.stop, run.config.data.eval_batch):
+            seed_generators(run.config.run.seed, run.step, EVALUATION_PLACE + start)
             indices = torch.arange(start, min(start + run.config.data.eval_batch, mine.stop))
             inputs, targets = run.test_set.batch(indices, None)
             yield run.model(inputs).float(), targets

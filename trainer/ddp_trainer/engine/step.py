@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,18 +15,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ddp_trainer.data.order import global_batch, micro_batch, micro_batches_of
 from ddp_trainer.engine.average import follow
 from ddp_trainer.engine.divergence import diverged, finite_gradients
+from ddp_trainer.engine.randomness import seed_generators
 from ddp_trainer.engine.training import Training
 from ddp_trainer.piggyback import Words
-
-_SEED_STRIDE = 1_000_003
-"""Separates the seeds of neighbouring steps; any number larger than the micro-batches of a step does."""
 
 
 class HostTimer:
@@ -96,7 +92,7 @@ def one_step(run: Training, lr: float, wish: Words | None = None, timer: HostTim
     run.ranks_model.train()
     for number in mine:
         part = micro_batch(number, run.micro_batches, batch)
-        _seed_generators((seed * _SEED_STRIDE + run.step) * _SEED_STRIDE + number)
+        seed_generators(seed, run.step, number)
         inputs, targets = run.train_set.batch(indices[part], epochs[part])
         is_last = number == mine[-1]
         with contextlib.nullcontext() if is_last else _no_sync(run.ranks_model):
@@ -127,13 +123,6 @@ def forward(run: Training, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Ten
 def backward(run: Training, loss: Tensor, wish: Words | None) -> None:
     """`wish` is said where gradients are summed over ranks; None where this rank only adds up its own."""
     (run.words.say(loss, wish) if run.words and wish else loss).backward()
-
-
-def _seed_generators(key: int) -> None:
-    """Whatever a user's code draws (dropout, its own noise) is a function of seed, step and place in the global batch: nothing to save."""
-    torch.manual_seed(key % 2**64)
-    random.seed(key)
-    np.random.seed(key % 2**32)  # noqa: NPY002  # the global generator is what other people's code uses
 
 
 def _no_sync(ranks_model: nn.Module) -> contextlib.AbstractContextManager[object]:
