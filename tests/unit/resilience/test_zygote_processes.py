@@ -11,6 +11,7 @@ import subprocess
 import pytest
 from processes import Parent, Watch, exists, threads_of
 
+from ddp_trainer.parentage import children
 from ddp_trainer.resilience.entrypoint import PRELOAD
 
 HERE = "zygote_targets"
@@ -63,6 +64,19 @@ def test_many_children_at_once_are_each_reported_once_and_none_stays_a_zombie(pa
     assert parent.deaths(30) == pids
     assert parent.ask("deaths", 0.0) == []
     assert not any(exists(pid) for pid in pids)
+
+
+def test_what_a_killed_child_leaves_behind_is_ended_when_asked_for_and_becomes_no_zombie(parent, tmp_path):
+    living = Watch(parent.spawn("stays"))
+    assert parent.run("leaves_a_process", path=str(tmp_path / "pid")) == -signal.SIGKILL
+    left = Watch(int((tmp_path / "pid").read_text()))
+    assert left.lives()
+    assert left.pid in children(parent.ask("pid"))
+    parent.ask("orphans")
+    assert left.ends()
+    assert parent.run("returns", value=3) == 3, "its end is nobody's death"
+    assert not exists(left.pid)
+    assert living.lives()
 
 
 def test_signals_reach_children_and_nobody_else(parent):

@@ -22,6 +22,7 @@ methods = {
         target, arguments, environment, Path(log) if log else None, is_deaf=is_deaf
     ),
     "kill": zygote.kill,
+    "orphans": zygote.kill_orphans,
     "deaths": lambda seconds: [astuple(death) for death in zygote.deaths(seconds)],
     "close": zygote.close,
 }

@@ -35,6 +35,13 @@ def dies(signum: int) -> None:
     signal.pause()
 
 
+def leaves_a_process(path: str) -> None:
+    """Die with a process of one's own that does not know it, as a rank with data loaders that is killed."""
+    with subprocess.Popen(["/bin/sleep", "600"]) as below:
+        Path(path).write_text(str(below.pid), encoding="utf-8")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def stays() -> None:
     signal.pause()
 

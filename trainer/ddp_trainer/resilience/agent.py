@@ -151,6 +151,7 @@ class GangAgent(SimpleElasticAgent):
                 group.state = WorkerState.SUCCEEDED if ending.exit is FINISHED else WorkerState.FAILED
                 self._ending = ending
                 return RunResult(state=WorkerState.SUCCEEDED, return_values={worker.global_rank: None for worker in group.workers})
+            self._zygote.kill_orphans()
             group.state = WorkerState.STOPPED
 
     def _assign_worker_ranks(self, store: Any, group_rank: int, group_world_size: int, spec: WorkerSpec) -> list[Worker]:  # noqa: ARG002

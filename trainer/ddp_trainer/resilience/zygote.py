@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ddp_trainer.errors import RANK_CRASHED, DdpError
-from ddp_trainer.parentage import die_with
+from ddp_trainer.parentage import adopt_orphans, children, die_with
 
 ASKING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """What asks an agent to leave. Slurm and systemd may send it to a whole tree, where only agents are to act on it."""
@@ -113,6 +113,10 @@ class Zygote:
         """Signal a child. The zygote does it, since it alone knows that the number has not been reused."""
         self._send({"kill": pid, "signal": int(signum)})
 
+    def kill_orphans(self) -> None:
+        """End what killed children have left behind: processes of their own, such as a data loader's, which are the zygote's by now."""
+        self._send({"orphans": True})
+
     def deaths(self, timeout_seconds: float = 0.0) -> list[Death]:
         """Children that ended since the last call, waiting at most `timeout_seconds` for the first."""
         while select.select([self._channel], [], [], 0.0 if self._deaths else timeout_seconds)[0]:
@@ -163,6 +167,7 @@ class Zygote:
 def _serve(channel: socket.socket, preload: Sequence[str], parent: int) -> NoReturn:
     try:
         die_with(parent)
+        adopt_orphans()  # else they would be PID 1's, which in a container is the agent: zombies, or processes that go on
         os.setsid()  # Ctrl-C on the terminal is the parent's business: it stops its children in order
         for signum in ASKING_SIGNALS:
             signal.signal(signum, signal.SIG_IGN)
@@ -173,12 +178,12 @@ def _serve(channel: socket.socket, preload: Sequence[str], parent: int) -> NoRet
         channel.send(json.dumps({"ready": _import(preload)}).encode())
         gc.collect()
         gc.freeze()  # keeps the shared pages shared: a collection in a child would write to all of them
-        children: set[int] = set()
+        own: set[int] = set()
         while True:
             ready = select.select([channel.fileno(), wake_read], [], [])[0]
             if wake_read in ready:
                 os.read(wake_read, 4096)
-                _reap(channel, children)
+                _reap(channel, own)
             if channel.fileno() in ready:
                 try:
                     data = channel.recv(MESSAGE_BYTES)
@@ -186,7 +191,7 @@ def _serve(channel: socket.socket, preload: Sequence[str], parent: int) -> NoRet
                     break
                 if not data:
                     break
-                _obey(json.loads(data), channel, children)
+                _obey(json.loads(data), channel, own)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -202,10 +207,14 @@ def _import(preload: Sequence[str]) -> str | bool:
     return True
 
 
-def _obey(request: dict[str, Any], channel: socket.socket, children: set[int]) -> None:
+def _obey(request: dict[str, Any], channel: socket.socket, own: set[int]) -> None:
     if "kill" in request:
-        if request["kill"] in children:
+        if request["kill"] in own:
             os.kill(request["kill"], request["signal"])
+        return
+    if "orphans" in request:
+        for pid in children(os.getpid()) - own:
+            os.kill(pid, signal.SIGKILL)  # not waited for yet, so the number is still its own
         return
     me = os.getpid()
     # held back until the child has its own dispositions: it is born with this process's, and would lose a signal sent at once
@@ -215,19 +224,21 @@ def _obey(request: dict[str, Any], channel: socket.socket, children: set[int]) -
         channel.close()
         _become(request, me)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING_SIGNALS)
-    children.add(pid)
+    own.add(pid)
     channel.send(json.dumps({"pid": pid}).encode())
 
 
-def _reap(channel: socket.socket, children: set[int]) -> None:
-    while children:
+def _reap(channel: socket.socket, own: set[int]) -> None:
+    while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return
         if pid == 0:
             return
-        children.discard(pid)
+        if pid not in own:  # an orphan
+            continue
+        own.discard(pid)
         channel.send(json.dumps({"died": pid, "code": os.waitstatus_to_exitcode(status)}).encode())
 
 
