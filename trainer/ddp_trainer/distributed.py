@@ -7,6 +7,7 @@ recognises when a peer has died: somebody else's fault, to be reported as such.
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ from ddp_trainer.gradient_sum import GradientSum
 
 POLL_SECONDS = (0.005, 0.25)
 """First and longest pause between two looks at who is there."""
+BEAT_SECONDS = 1.0
 SHARE_BYTES = 32 * 1024 * 1024
 """Most that is broadcast at once: large enough for the network, small beside the state, which would else be in memory twice."""
 _CALLBACK = re.compile(r"^Got the following error when running the callback: (\w+\.)*(?P<type>\w+): ")
@@ -52,6 +54,43 @@ class Place:
     store_prefix: str
 
 
+class Meeting:
+    """Where the ranks of a generation wait for each other before they are a group: a corner of the agents' store.
+
+    Raises:
+        DistNetworkError: the store cannot be reached.
+    """
+
+    def __init__(self, config: RunConfig, place: Place) -> None:
+        self.world_size = place.world_size
+        self._beaten_at = -math.inf
+        if self.world_size > 1:
+            self.bound = timedelta(seconds=config.distributed.collective_timeout_seconds)
+            client = TCPStore(place.store_host, place.store_port, is_master=False, timeout=self.bound)
+            self.store = PrefixStore(place.store_prefix, client)
+
+    def beat(self) -> None:
+        """This rank is not there yet, and busy: a sign of life for those that wait, at most once in `BEAT_SECONDS`."""
+        if self.world_size > 1 and time.monotonic() - self._beaten_at >= BEAT_SECONDS:
+            self._beaten_at = time.monotonic()
+            self.store.add("beats", 1)
+
+    def await_all(self, waiting: Callable[[int], None]) -> None:
+        """Wait until every rank of this generation is here, its data read; `waiting(signs)` at every sign of life of those that are not.
+
+        Without a bound of its own: one node's download may take an hour, and a group that is formed waits for a late rank no longer than
+        for a collective. Who is awaited and silent, since its node is gone, makes those that wait stand still for their agents.
+        """
+        here, pause, signs = self.store.add("here", 1), POLL_SECONDS[0], -1
+        while here < self.world_size:
+            if (newest := here + self.store.add("beats", 0)) != signs:
+                signs = newest
+                waiting(signs)
+            time.sleep(pause)
+            pause = min(pause * 1.5, POLL_SECONDS[1])
+            here = self.store.add("here", 0)
+
+
 class Group:
     """The ranks of one generation, seen from one of them."""
 
@@ -63,8 +102,8 @@ class Group:
         self.backend = backend
 
     @classmethod
-    def join(cls, config: RunConfig, place: Place, waiting: Callable[[int], None] = lambda _: None) -> Self:
-        """Choose device and threads, and meet the other ranks in the agents' store; `waiting(looks)` is called at every look for them.
+    def join(cls, config: RunConfig, place: Place, meeting: Meeting, waiting: Callable[[int], None] = lambda _: None) -> Self:
+        """Choose device and threads, and meet the other ranks; `waiting` as in `Meeting.await_all`.
 
         Raises:
             ConfigError: more ranks than GPUs, or nccl without one.
@@ -75,15 +114,13 @@ class Group:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if place.world_size > 1:
-            bound = timedelta(seconds=config.distributed.collective_timeout_seconds)
-            client = TCPStore(place.store_host, place.store_port, is_master=False, timeout=bound)
-            _await_all(PrefixStore(place.store_prefix, client), place.world_size, waiting)
+            meeting.await_all(waiting)
             dist.init_process_group(
                 backend,
-                store=PrefixStore(place.store_prefix, client),
+                store=meeting.store,
                 rank=place.rank,
                 world_size=place.world_size,
-                timeout=bound,
+                timeout=meeting.bound,
                 device_id=device if backend == "nccl" else None,
             )
         return cls(place, device, backend)
@@ -177,22 +214,6 @@ def _portions(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         group.append(tensor)
         open_groups[tensor.dtype] = (group, size + bytes_)
     yield from (group for group, _ in open_groups.values())
-
-
-def _await_all(store: PrefixStore, world_size: int, waiting: Callable[[int], None]) -> None:
-    """Wait until every rank of this generation is here, its data read.
-
-    Without a bound of its own: one node's download may take an hour, and a group that is formed waits for a late rank no longer than for
-    a collective. Who is awaited is watched by its agent, and its death ends this generation.
-    """
-    here, pause = store.add("here", 1), POLL_SECONDS[0]
-    looks = 0
-    while here < world_size:
-        looks += 1
-        waiting(looks)
-        time.sleep(pause)
-        pause = min(pause * 1.5, POLL_SECONDS[1])
-        here = store.add("here", 0)
 
 
 def choose_device(config: RunConfig, local_rank: int) -> torch.device:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_trainer.config import RunConfig
-from ddp_trainer.distributed import Group, Place
+from ddp_trainer.distributed import Group, Meeting, Place
 from ddp_trainer.resilience import stacks
 
 
@@ -64,7 +64,8 @@ def meets(how: str, rank: int, meeting: str) -> None:
         users_code()
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     say_ready(meeting, rank)
-    Group.join(RunConfig(distributed={"device": "cpu"}), Place(0, 2, 0, 2, "127.0.0.1", store.port, "here"))
+    config, place = RunConfig(distributed={"device": "cpu"}), Place(0, 2, 0, 2, "127.0.0.1", store.port, "here")
+    Group.join(config, place, Meeting(config, place))
 
 
 def users_code() -> None:

@@ -26,7 +26,7 @@ from ddp_trainer.checkpoint.state import RunState
 from ddp_trainer.checkpoint.store import CheckpointStore, Loaded
 from ddp_trainer.config import RunConfig, differences
 from ddp_trainer.data.order import evaluation_slice
-from ddp_trainer.distributed import Group, Place, is_echo, words_of_echo
+from ddp_trainer.distributed import Group, Meeting, Place, is_echo, words_of_echo
 from ddp_trainer.errors import DataError, DdpError, DivergedError
 from ddp_trainer.piggyback import Words
 from ddp_trainer.resilience import restore, stacks
@@ -101,9 +101,15 @@ def _run(config: RunConfig, place: Place, start: Start, page: FactsPage) -> None
         attempt=start.attempt,
     )
     task = load_task(config)
-    train_set, test_set = task.datasets(lambda what, done, total: recorder.phase("starting", what, done, total))
+    meeting = Meeting(config, place)
+
+    def opening(what: str, done: int, total: int) -> None:
+        recorder.phase("starting", what, done, total)
+        meeting.beat()
+
+    train_set, test_set = task.datasets(opening)
     recorder.phase("starting", "meeting the other ranks")
-    group = Group.join(config, place, lambda looks: recorder.phase("starting", "meeting the other ranks", looks))
+    group = Group.join(config, place, meeting, lambda signs: recorder.phase("starting", "meeting the other ranks", signs))
     if group.device.type == "cuda":
         recorder.on_gpu(str(torch.cuda.get_device_properties(group.device).uuid))
     recorder.phase("starting", "finding the newest state")
@@ -171,9 +177,14 @@ def _hooks(
     run: engine.Training, recorder: Recorder, keeper: Keeper, memory: SnapshotMemory, attempt: int, history: list[Any]
 ) -> engine.Hooks:
     leads, evaluation, batches = run.group.rank == 0, _Wall(0.0), 0
+    hears_late, asked = run.group.device.type == "cuda" and run.group.world_size > 1, 0
 
     def wish(step: int) -> Words:
-        return Words(keep=leads and keeper.is_due(step), leave=memory.leave_asked(attempt))
+        nonlocal asked
+        # what is heard a step late is under way: said again, it would be kept twice
+        keep = leads and keeper.is_due(step) and not (hears_late and asked == step - 1)
+        asked = step if keep else asked
+        return Words(keep=keep, leave=memory.leave_asked(attempt))
 
     def stepped(step: int, samples: int, own_seconds: tuple[float, ...]) -> None:
         recorder.step(step, samples // run.group.world_size, own_seconds)
