@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddp_trainer.checkpoint.schedule import MEMORY_COST_RATIO, Schedule
+from ddp_trainer.checkpoint.schedule import FEWEST, MEMORY_COST_RATIO, Schedule
 from ddp_trainer.config import CheckpointSection
 
 
@@ -89,12 +89,12 @@ def test_a_stall_that_stays_long_is_believed():
 
 @given(st.floats(1e-6, 100), st.floats(1e-6, 100))
 def test_snapshots_in_memory_cost_at_most_a_hundredth_and_are_as_frequent_as_that_allows(stall, step_seconds):
-    every = schedule(step_seconds=step_seconds, stalls=[stall]).memory_every_steps
+    every = schedule(step_seconds=step_seconds, stalls=[stall] * FEWEST).memory_every_steps
     assert stall <= MEMORY_COST_RATIO * every * step_seconds * (1 + 1e-9)
     assert every == 1 or stall > MEMORY_COST_RATIO * (every - 1) * step_seconds * (1 - 1e-9)
 
 
-@pytest.mark.parametrize("known", [{}, {"step_seconds": 0.1}, {"stalls": [0.1]}])
+@pytest.mark.parametrize("known", [{}, {"step_seconds": 0.1}, {"stalls": [0.1] * 9}, {"step_seconds": 0.1, "stalls": [0.9, 0.1]}])
 def test_while_costs_are_not_known_every_step_is_kept_so_that_they_become_known(known):
     assert schedule(**known).memory_every_steps == 1
 

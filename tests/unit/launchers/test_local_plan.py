@@ -247,14 +247,23 @@ def test_a_run_that_is_told_to_stop_when_it_has_finished_has_finished(gpus, tmp_
 def test_last_words_are_read_from_memory_where_the_volume_could_not_take_them(gpus, tmp_path):
     made = planned(tmp_path, nodes=2)
     node = made._agents[1].node
-    assert made._words() == {}
+    assert made._words(3) == {}
     _leave_words(node, {"exit": 3, "message": "the volume is full"})  # whose folder does not exist
-    assert made._words() == {"message": "the volume is full", "exit": 3}
+    assert made._words(3) == {"message": "the volume is full", "exit": 3}
     made.config.run_dir.joinpath("logs").mkdir(parents=True)
     Path(node.ending).touch()  # room for a name, and none for words
-    assert made._words()["message"] == "the volume is full"
+    assert made._words(3)["message"] == "the volume is full"
     made._start(Nursery(), made._agents[1])
-    assert made._words() == {}, "they were the words of the agent before"
+    assert made._words(3) == {}, "they were the words of the agent before"
+
+
+def test_the_words_of_the_whole_are_those_of_the_agent_whose_code_it_is(gpus, tmp_path):
+    made = planned(tmp_path, nodes=4)
+    made.config.run_dir.joinpath("logs").mkdir(parents=True)
+    for agent, code in zip(made._agents, (143, 3, 162, 143), strict=True):  # node 0 was only asked to stop, since node 1 had left
+        _leave_words(agent.node, {"exit": code, "message": f"code {code}"})
+    assert made._words(3)["message"] == "code 3"
+    assert made._words(160)["exit"] == 143, "of a code that nobody has words for, somebody's"
 
 
 # --- one run at a time ------------------------------------------------------------------------------------------------------------------

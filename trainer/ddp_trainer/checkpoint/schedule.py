@@ -14,6 +14,9 @@ MEMORY_COST_RATIO = 0.008
 MEASURED = 5
 """So many of the newest stalls give the median: one that met a busy moment changes nothing."""
 
+FEWEST = 3
+"""... and so many there must be: the first touches memory that nobody has touched before, and takes several times as long."""
+
 
 @dataclass
 class Schedule:
@@ -40,8 +43,8 @@ class Schedule:
         every = self.policy.memory_every_steps
         if every != "auto":
             return every
-        if not self.step_seconds or not self.stall_seconds:
-            return 1  # the first one is what is measured
+        if not self.step_seconds or len(self._stalls) < FEWEST:
+            return 1  # these are what is measured
         return max(1, math.ceil(self.stall_seconds / (MEMORY_COST_RATIO * self.step_seconds)))
 
     @property

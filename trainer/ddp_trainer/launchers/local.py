@@ -129,7 +129,7 @@ class Local:
             for agent in self._agents:
                 self._start(nursery, agent)
             code = self._watch(nursery)
-            words = self._words() if code else {}
+            words = self._words(code) if code else {}
         except ZygoteError as error:  # all agents have died with it
             sentence = f"{error}; no agent is left, and the same command goes on from the last checkpoint"
             code, words = error.exit.code, {"cause": error.exit.cause, "message": sentence}
@@ -241,9 +241,8 @@ class Local:
             self._start(nursery, agent)
         elif code != FINISHED.code:
             self._settle(code, self._stop_seconds)
-            self._tell_at = (
-                time.monotonic() + LATE_SECONDS
-            )  # they leave by themselves, but for those that wait for one that never was there
+            # they leave by themselves, but for those that wait for one that never was there
+            self._tell_at = time.monotonic() + LATE_SECONDS
 
     def _settle(self, code: int, bound_seconds: float) -> None:
         """This is the code of the whole; the other agents may take so long to leave."""
@@ -260,12 +259,10 @@ class Local:
         for pid in self._by_pid:
             nursery.kill(pid, signal.SIGTERM)
 
-    def _words(self) -> dict[str, Any]:
-        """The last words of the first agent that has any beyond success."""
-        for agent in self._agents:
-            if (words := self._words_of(agent)).get("exit"):
-                return words
-        return {}
+    def _words(self, code: int) -> dict[str, Any]:
+        """The last words of the first agent that left with the code of the whole, else of the first that has any beyond success."""
+        all_words = [words for agent in self._agents if (words := self._words_of(agent)).get("exit")]
+        return next((words for words in all_words if words["exit"] == code), all_words[0] if all_words else {})
 
     def _words_of(self, agent: _Agent) -> dict[str, Any]:
         """From its file, or where that could not be written, from memory."""
