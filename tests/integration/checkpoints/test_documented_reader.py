@@ -16,11 +16,17 @@ PAGE = (Path(__file__).parents[3] / "docs" / "checkpoints.md").read_text(encodin
 
 
 @pytest.fixture(scope="module")
-def read_newest():
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+def page():
+    """What the page's programs define."""
     scope: dict = {}
-    exec(code, scope)  # the reader is the page's
-    return scope["read_newest"]
+    for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(code, scope)
+    return scope
+
+
+@pytest.fixture(scope="module")
+def read_newest(page):
+    return page["read_newest"]
 
 
 @pytest.fixture
@@ -62,6 +68,15 @@ def test_the_documented_reader_refuses_another_version_and_finds_nothing_in_noth
     with pytest.raises(AssertionError, match="of another format"):
         read_newest(store.root)
     assert read_newest(tmp_path / "nothing") is None
+
+
+def test_the_documented_loop_goes_on_from_what_it_left_and_the_documented_reader_reads_that(page, tmp_path):
+    assert [page["train_a_little"](tmp_path, step) for step in (5, 7, 7)] == [0, 5, 7]
+    manifest, parts = page["read_newest"](tmp_path)
+    assert (manifest["step"], parts["model"]["weight"].tolist()) == (7, [7.0] * 3)
+    damaged = tmp_path / "step-000000007" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert page["train_a_little"](tmp_path, 9) == 5
 
 
 def test_the_page_names_every_key_of_the_manifest_and_no_other():
