@@ -132,6 +132,17 @@ def test_a_changed_ledger_is_shown_at_the_next_tick_and_facts_at_their_own_pace(
     telemetry.close()
 
 
+def test_the_last_word_of_a_rank_is_in_the_last_document_however_soon_the_run_ends(page, run_dir):
+    telemetry = NodeTelemetry(page, 1, None, run_dir)
+    page.write(0, {"rank": 0, "attempt": 1, "phase": "saving", "step": 4})
+    telemetry.tick(LEDGER, 1e9)
+    page.write(0, {"rank": 0, "attempt": 1, "phase": "finished", "step": 5})
+    telemetry.tick(LEDGER, 1e9 + COMPOSE_SECONDS / 2)
+    telemetry.close()
+    last = parse((run_dir / "progress.json").read_bytes())
+    assert (last.phase, last.step) == ("finished", 5)
+
+
 def test_a_new_agent_goes_on_with_what_the_last_one_knew(page, run_dir, rank):
     first = NodeTelemetry(page, 1, None, run_dir)
     first.tick(LEDGER, 1e9)

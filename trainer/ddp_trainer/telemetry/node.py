@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,22 +67,15 @@ class NodeTelemetry:
             self._start(ledger.run)
         # The agent's clocks run on by themselves; everything else in its ledger is news.
         counted = replace(ledger, training_seconds=0.0, wall_seconds=0.0)
-        if counted == self._counted and 0 <= now - self._composed_at < COMPOSE_SECONDS:
-            return
-        self._composed_at = now
-        facts = [facts for slot in range(self._slots) if (facts := self._page.read(slot)) is not None]
-        is_news = counted != self._counted or facts != self._facts
-        self._counted, self._ledger, self._facts = counted, ledger, facts
-        self._pids = tuple(fact["pid"] for fact in facts if isinstance(fact.get("pid"), int))
-        gpus, processes = self._machine.latest
-        self.progress = compose(facts, ledger, self.progress, now, Readings(gpus, processes, self._disk.latest))
-        self._document = self.progress.to_bytes()
-        if is_news:
-            self._to_write = self._document
+        self._ledger = ledger
+        if counted != self._counted or not 0 <= now - self._composed_at < COMPOSE_SECONDS:
+            self._compose(ledger, counted, now)
 
     def close(self) -> None:
         """Write the last document and end the threads; waits at most twice `CLOSE_SECONDS`. The page and the server stay."""
         if self._started:
+            if self._ledger and self._counted:  # what ranks said since the last look: a run that ends at once would stay in "training"
+                self._compose(self._ledger, self._counted, time.time())
             self._machine.stop(CLOSE_SECONDS)
             if not self._disk.stop(CLOSE_SECONDS, work_once_more=True):
                 logger.warning("%s did not take %s within %g s; going on without", self._run_dir, PROGRESS_FILE, CLOSE_SECONDS)
@@ -95,6 +89,18 @@ class NodeTelemetry:
                 self.progress = before if before.run == run else None
         self._machine.start()
         self._disk.start()
+
+    def _compose(self, ledger: Ledger, counted: Ledger, now: float) -> None:
+        self._composed_at = now
+        facts = [facts for slot in range(self._slots) if (facts := self._page.read(slot)) is not None]
+        is_news = counted != self._counted or facts != self._facts
+        self._counted, self._facts = counted, facts
+        self._pids = tuple(fact["pid"] for fact in facts if isinstance(fact.get("pid"), int))
+        gpus, processes = self._machine.latest
+        self.progress = compose(facts, ledger, self.progress, now, Readings(gpus, processes, self._disk.latest))
+        self._document = self.progress.to_bytes()
+        if is_news:
+            self._to_write = self._document
 
     def _render(self) -> str:
         from ddp_trainer.telemetry.metrics import render  # prometheus_client is loaded by the first scrape, if there is one
