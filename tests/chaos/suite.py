@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cases import CASES, PARTS, Case
 from drill import Drill
-from table import HEAD, LeftOutError, Row
+from table import HEAD, LeftOutError, Row, closing
 
 
 def main() -> int:
@@ -36,9 +36,8 @@ def main() -> int:
         drill.close()
         if not arguments.keep:
             shutil.rmtree(drill.folder, ignore_errors=True)
-    bad = sum(not row.good for row in rows)
-    print(f"\n{len(rows)} rows, {bad} not as expected, {(time.monotonic() - started) / 60:.1f} min")
-    return int(bad > 0)
+    print(f"\n{closing(rows, (time.monotonic() - started) / 60)}")
+    return int(not all(row.good for row in rows))
 
 
 def _one(name: str, case: Case, drill: Drill, *, keep: bool) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 COLUMNS = ("fault", "expected", "seen", "recovery s", "lost steps", "")
@@ -31,6 +32,13 @@ class Row:
         verdict = "left out" if not self.ran else "ok" if self.good else "BAD"
         cells = (self.fault, self.expected, self.seen, seconds, lost, verdict)
         return "| " + " | ".join(" ".join(cell.replace("|", "/").split()) for cell in cells) + " |"
+
+
+def closing(rows: Sequence[Row], minutes: float) -> str:
+    """The last line: what could not be tried here is no row that came out well."""
+    ran, bad = sum(row.ran for row in rows), sum(not row.good for row in rows)
+    left_out = f"{len(rows) - ran} left out, " if ran < len(rows) else ""
+    return f"{ran} rows, {bad} not as expected, {left_out}{minutes:.1f} min"
 
 
 @dataclass

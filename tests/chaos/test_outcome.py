@@ -7,7 +7,7 @@ import pytest
 import torch
 from drill import Drill  # noqa: F401  # makes `runs` importable
 from outcome import different, lost_steps, wrong_samples
-from table import Row, Sight
+from table import Row, Sight, closing
 
 BATCH, STEPS = 4, 6
 
@@ -83,3 +83,9 @@ def test_a_row_is_good_only_if_all_its_facts_hold():
     assert "NOT AS EXPECTED: 2 tensors differ" in row.line
     assert row.line.endswith("| BAD |")
     assert Row("a", "b", "no root", ran=False).line.endswith("| left out |")
+
+
+def test_what_could_not_be_tried_is_not_counted_as_done():
+    good, bad, left_out = Row("a", "b", "c"), Row("a", "b", "c", good=False), Row("a", "b", "no root", ran=False)
+    assert closing([good, bad], 1.0) == "2 rows, 1 not as expected, 1.0 min"
+    assert closing([good, left_out, left_out], 1.0) == "1 rows, 0 not as expected, 2 left out, 1.0 min"
