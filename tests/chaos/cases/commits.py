@@ -18,6 +18,7 @@ from runs import Run, command, wait_until_gone
 from table import Row, Sight
 
 from cases.survival import ended, goes_on
+from ddp_trainer.checkpoint.durable import TEMPORARY
 from ddp_trainer.checkpoint.store import CheckpointStore
 
 COMMITS_BEFORE = 3
@@ -28,6 +29,14 @@ or, where it has to have something to remove, not at all."""
 EVERY_STEPS = 10
 STORE_KILLS, STORE_SEED = 200, 20261126
 WRITER_KILLS = 20
+MET_AT_LEAST = 15
+"""Between the look and the signal a commit may end."""
+STAGES = ("", "/model.safetensors", "/manifest.json", "/.tmp-manifest*")
+"""How far a commit has come, by what lies in its folder, or that there is one."""
+WRITER_STEP_SECONDS = 0.1
+"""So that a new writer finds time for a commit, and to be killed in the next one, within three steps."""
+GLANCE_SECONDS, GLANCE_PAUSE_SECONDS = 0.2, 0.0002
+"""How often a folder is looked for that lives for milliseconds: a run's own wait looks every 20 ms."""
 KILLED_WRITER = Path(__file__).resolve().parents[2] / "unit" / "checkpoint" / "killed_writer.py"
 
 
@@ -105,25 +114,46 @@ def store_two_hundred_times(drill: Drill) -> Iterator[Row]:
 
 
 def writer_twenty_times(drill: Drill) -> Iterator[Row]:
-    """The writer of a whole training, killed whenever a new one is seen at work."""
+    """The writer of a whole training, killed inside a commit whenever a new one has shown that it can finish one."""
+    met: list[bool] = []
 
     def disturb(run: Run) -> None:
         known: set[int] = set()
         while len(known) < WRITER_KILLS:
+            # a writer that dies without having written anything is replaced after ever longer pauses: so each must have written something
+            written = len(run.of_kind("checkpoint"))
             pid = run.until(lambda: next((p for p in run.processes() if command(p) == "ddp-writer" and p not in known), 0), "a writer")
-            steps = len(run.metrics)
-            run.until(lambda n=steps: len(run.metrics) > n, "a step")
+            run.until(lambda n=written: len(run.of_kind("checkpoint")) > n, "a checkpoint")
             known.add(pid)
-            os.kill(pid, signal.SIGKILL)
+            met.append(_killed_in_commit(run, pid, STAGES[len(known) % len(STAGES)]))
 
     def whole(run: Run, sight: Sight) -> None:
+        sight.fact(f"{sum(met)} of {len(met)} kills met an unfinished commit", sum(met) >= MET_AT_LEAST)
         bad = [step for step, manifest, _ in CheckpointStore(run.run_dir / "checkpoints").verified() if manifest is None]
         sight.fact(f"{len(bad)} bad checkpoints", not bad)
 
     settings = {"checkpoint.every_steps": 1}
-    fault = f"SIGKILL of the writer, {WRITER_KILLS} times in {STEPS} steps"
-    plan = {"step_seconds": 0.1}
+    fault = f"SIGKILL of the writer, {WRITER_KILLS} times in {STEPS} steps, at least {MET_AT_LEAST} of them inside a commit"
+    plan = {"step_seconds": WRITER_STEP_SECONDS}
     yield goes_on(drill, fault, disturb, causes=(), lost_at_most=0, settings=settings, plan=plan, at_step=4, check=whole)
+
+
+def _killed_in_commit(run: Run, pid: int, stage: str) -> bool:
+    """Kill a writer when its next commit has come to `stage`; whether it left that commit without the rename."""
+    folder = run.run_dir / "checkpoints"
+
+    def has_come() -> bool:
+        deadline = time.monotonic() + GLANCE_SECONDS
+        while time.monotonic() < deadline:
+            if any(folder.glob(f"{TEMPORARY}*-{pid}{stage}")):
+                return True
+            time.sleep(GLANCE_PAUSE_SECONDS)
+        return False
+
+    run.until(has_come, "a commit")
+    os.kill(pid, signal.SIGKILL)
+    wait_until_gone([pid])
+    return any(path.is_dir() for path in folder.glob(f"{TEMPORARY}*-{pid}"))  # the rename takes the folder away under this name
 
 
 CASES = (windows, one_window, in_a_snapshot, store_two_hundred_times, writer_twenty_times)
