@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from drill import Drill
+from drill import MEMORY_EVERY_STEPS, Drill
 from outcome import lost_steps, recovery_seconds
 from runs import Run
 from table import LeftOutError, Row, Sight
 
 from cases.survival import DISTURBED_AT, ended
+from ddp_trainer.checkpoint.store import CheckpointStore
 
 PREFIX = f"chaos{os.getpid() % 10000}"
 SWITCH = f"{PREFIX}s"
@@ -58,8 +59,22 @@ def cable_gone(drill: Drill) -> Iterator[Row]:
             sight.fact(f"node {number} left with {node.code}", node.code in LEFT)
             sight.fact("in a sentence" if "Traceback" not in node.output else "with a traceback", "Traceback" not in node.output)
         sight.fact(f"after {max(took):.0f} s", max(took) <= GONE_WITHIN_SECONDS)
+        lost = _kept(nodes[0], sight)
     timeout = f"peer_timeout_seconds={PEER_TIMEOUT_SECONDS}"
-    yield sight.row(f"link down for good, {timeout}", f"both leave with 161 or 162 within {GONE_WITHIN_SECONDS:.0f} s")
+    expected = (
+        f"both leave with 161 or 162 within {GONE_WITHIN_SECONDS:.0f} s; node 0's state is on disk, at most {MEMORY_EVERY_STEPS} steps old"
+    )
+    yield sight.row(f"link down for good, {timeout}", expected, lost_steps=lost)
+
+
+def _kept(node: Run, sight: Sight) -> int:
+    """Look at what it has left on disk; how many of the steps that it had done are not in it."""
+    verified = list(CheckpointStore(node.run_dir / "checkpoints").verified())
+    bad = [step for step, manifest, _ in verified if manifest is None]
+    sight.fact(f"{len(bad)} of {len(verified)} checkpoints bad", verified and not bad)
+    newest, done = max((step for step, manifest, _ in verified if manifest), default=0), max(line["step"] for line in node.metrics)
+    sight.fact(f"step {newest} of {done} on disk", done - MEMORY_EVERY_STEPS <= newest)
+    return int(done - newest)
 
 
 def _pull(node: Run) -> float:
