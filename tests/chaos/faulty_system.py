@@ -5,6 +5,7 @@ The plan stands in $CHAOS (JSON), all of it optional:
     kill_whole             ... and with it the whole gang, as a lost machine would end it
     skip                   it is passed so many times before that
     fsync_fails            errno: in the writer every fsync fails with it as long as the file `fault_while` exists
+    write_fails            errno: ... so long every write to a file of tensors stops half-way, and fails with it
     listing_fails          errno: in ranks listing the checkpoints fails with it as long as the file `fault_while` exists
     kill_in_snapshot       [rank, n]: that rank is killed when its n-th snapshot in memory is half written, once
     once                   a file that exists once the kill has happened
@@ -17,6 +18,7 @@ Only this program's own view is changed: never the machine's clock, files or lim
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import signal
@@ -59,6 +61,8 @@ def install(plan: dict[str, Any], supervisor: int) -> None:
         _kill_before(plan, supervisor)
     if "fsync_fails" in plan:
         _fail_fsync(plan["fsync_fails"], plan["fault_while"])
+    if "write_fails" in plan:
+        _fail_write(plan["write_fails"], plan["fault_while"])
     if "listing_fails" in plan:
         _fail_listing(plan["listing_fails"], plan["fault_while"])
     if "kill_in_snapshot" in plan:
@@ -124,6 +128,22 @@ def _fail_fsync(number: int, while_there: str) -> None:
         fsync(descriptor)
 
     os.fsync = faulty  # type: ignore[assignment]
+
+
+def _fail_write(number: int, while_there: str) -> None:
+    class FullFile(io.FileIO):
+        def write(self, data: Any, /) -> int:
+            super().write(memoryview(data)[: len(data) // 2])  # a volume that fills takes the first part
+            raise OSError(number, os.strerror(number))
+
+    path_open: Callable[..., Any] = Path.open
+
+    def faulty(self: Path, mode: str = "r", *arguments: Any, **words: Any) -> Any:
+        if mode == "wb" and self.suffix == ".safetensors" and Path(while_there).exists() and command() == "ddp-writer":
+            return io.BufferedWriter(FullFile(self, "w"))
+        return path_open(self, mode, *arguments, **words)
+
+    Path.open = faulty  # type: ignore[method-assign,assignment]
 
 
 def _fail_listing(number: int, while_there: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import subprocess
@@ -20,6 +21,8 @@ from cases.survival import ended, goes_on, kill
 DATA_ERROR = 3
 VOLUME_MEGABYTES = 24
 FULL_FROM, FULL_UNTIL = 15, 40
+READ_ONLY_STEP_SECONDS = 0.08
+"""So that the writer, which tries again every 2 s, meets it more than once."""
 
 
 def full_for_a_while(drill: Drill) -> Iterator[Row]:
@@ -67,9 +70,29 @@ def read_only(drill: Drill) -> Iterator[Row]:
     yield sight.row("read-only volume", f"exit {DATA_ERROR} with a sentence")
 
 
+def read_only_for_a_while(drill: Drill) -> Iterator[Row]:
+    """The file system becomes read-only in mid-training, as a kernel makes it after an error, and is made writable again."""
+
+    def disturb(run: Run) -> None:
+        with _read_only(drill, run.run_dir):
+            run.trained_to(FULL_UNTIL)
+        written.append(time.time())
+
+    def alarmed(run: Run, sight: Sight) -> None:
+        notes = [event["message"] for event in run.of_kind("note") if os.strerror(errno.EROFS) in event["message"]]
+        sight.fact(f"{len(notes)} alarms", notes)
+        later = [event["step"] for event in run.of_kind("checkpoint") if event["time"] > written[0]]
+        sight.fact(f"{len(later)} checkpoints afterwards", later)
+
+    written: list[float] = []
+    fault = f"file system read-only for {FULL_UNTIL - FULL_FROM} steps"
+    plan = {"step_seconds": READ_ONLY_STEP_SECONDS}
+    yield goes_on(drill, fault, disturb, causes=(), lost_at_most=0, plan=plan, at_step=FULL_FROM, check=alarmed)
+
+
 def failing(drill: Drill) -> Iterator[Row]:
-    """Every fsync of the writer fails for a while, as a volume does that is full or dying."""
-    for number in (errno.ENOSPC, errno.EIO):
+    """Every write of data, or every fsync, of the writer fails for a while, as on a volume that is full or dying."""
+    for call, number in itertools.product(("write", "fsync"), (errno.ENOSPC, errno.EIO)):
         while_there = drill.new_folder("failing")
 
         def disturb(run: Run, flag: Path = while_there) -> None:
@@ -81,8 +104,8 @@ def failing(drill: Drill) -> Iterator[Row]:
             notes = [event["message"] for event in run.of_kind("note") if "could not be written" in event["message"]]
             sight.fact(f"{len(notes)} alarms", notes)
 
-        plan = {"fsync_fails": int(number), "fault_while": str(while_there)}
-        fault = f"every fsync fails with {errno.errorcode[number]} for {FULL_UNTIL - FULL_FROM} steps"
+        plan = {f"{call}_fails": int(number), "fault_while": str(while_there)}
+        fault = f"every {call} fails with {errno.errorcode[number]} for {FULL_UNTIL - FULL_FROM} steps"
         yield goes_on(drill, fault, disturb, causes=(), lost_at_most=0, plan=plan, at_step=FULL_FROM, check=alarmed)
 
 
@@ -91,14 +114,35 @@ def _volume(drill: Drill, mode: str = "rw") -> Iterator[Path]:
     folder = drill.new_folder("volume")
     folder.mkdir()
     options = f"{mode},size={VOLUME_MEGABYTES}m"
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise LeftOutError(f"a small volume cannot be mounted here: {done.stderr.strip()}; run as root")
+    _mount("-t", "tmpfs", "-o", options, "tmpfs", str(folder))
     try:
         yield folder
     finally:
         drill.clear(keep=True)
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def _read_only(drill: Drill, folder: Path) -> Iterator[None]:
+    """Nothing can be opened for writing, made, renamed or removed in `folder`, as its own path shows it.
+
+    A volume with files open for writing cannot be remounted: a read-only view of it is laid over it, in one step. Files that are open
+    already stay writable, which lets the diary tell of it.
+    """
+    view = drill.new_folder("view")
+    view.mkdir()
+    with contextlib.ExitStack() as mounted:
+        for words in (("--bind", str(folder), str(view)), ("-o", "remount,bind,ro", str(view)), ("--bind", str(view), str(folder))):
+            _mount(*words)
+            if "--bind" in words:
+                mounted.callback(subprocess.run, ["umount", "--lazy", words[-1]], check=True)
+        yield
+
+
+def _mount(*words: str) -> None:
+    done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LeftOutError(f"a volume of its own cannot be mounted here: {done.stderr.strip()}; run as root")
 
 
 def _fill(volume: Path) -> Path:
@@ -143,4 +187,4 @@ def blocked(drill: Drill) -> Iterator[Row]:
     yield goes_on(drill, fault, disturb, causes=None, settings={"distributed.peer_timeout_seconds": 5})
 
 
-CASES = (full_for_a_while, full_to_the_end, read_only, failing, blocked)
+CASES = (full_for_a_while, full_to_the_end, read_only, read_only_for_a_while, failing, blocked)
