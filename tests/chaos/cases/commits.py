@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -116,6 +117,7 @@ def store_two_hundred_times(drill: Drill) -> Iterator[Row]:
 def writer_twenty_times(drill: Drill) -> Iterator[Row]:
     """The writer of a whole training, killed inside a commit whenever a new one has shown that it can finish one."""
     met: list[bool] = []
+    lost: list[int] = []
 
     def disturb(run: Run) -> None:
         known: set[int] = set()
@@ -126,9 +128,13 @@ def writer_twenty_times(drill: Drill) -> Iterator[Row]:
             run.until(lambda n=written: len(run.of_kind("checkpoint")) > n, "a checkpoint")
             known.add(pid)
             met.append(_killed_in_commit(run, pid, STAGES[len(known) % len(STAGES)]))
+            acknowledged = max(event["step"] for event in run.of_kind("checkpoint"))
+            newest, manifest, _ = next(CheckpointStore(run.run_dir / "checkpoints").verified())
+            lost.extend([acknowledged] if manifest is None or newest < acknowledged else [])
 
     def whole(run: Run, sight: Sight) -> None:
         sight.fact(f"{sum(met)} of {len(met)} kills met an unfinished commit", sum(met) >= MET_AT_LEAST)
+        sight.fact(f"{len(lost)} acknowledged commits lost", not lost)
         bad = [step for step, manifest, _ in CheckpointStore(run.run_dir / "checkpoints").verified() if manifest is None]
         sight.fact(f"{len(bad)} bad checkpoints", not bad)
 
@@ -145,8 +151,9 @@ def _killed_in_commit(run: Run, pid: int, stage: str) -> bool:
     def has_come() -> bool:
         deadline = time.monotonic() + GLANCE_SECONDS
         while time.monotonic() < deadline:
-            if any(folder.glob(f"{TEMPORARY}*-{pid}{stage}")):
-                return True
+            with contextlib.suppress(FileNotFoundError):  # renamed while it was listed
+                if any(folder.glob(f"{TEMPORARY}*-{pid}{stage}")):
+                    return True
             time.sleep(GLANCE_PAUSE_SECONDS)
         return False
 
