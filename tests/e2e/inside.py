@@ -86,6 +86,21 @@ print(urllib.request.urlopen("http://" + sys.argv[1] + ":9400/metrics", timeout=
 """
 """With an address: what a Prometheus would get."""
 
+SNAPSHOTS = r"""
+import json, re, sys, time, urllib.request
+steps, deadline = [], time.monotonic() + 120
+while len(steps) < int(sys.argv[1]):
+    if time.monotonic() > deadline:
+        sys.exit(f"snapshots in two minutes: {steps}")
+    page = urllib.request.urlopen("http://127.0.0.1:9400/metrics", timeout=3).read().decode()
+    found = re.search(r"^trainer_snapshot_last_step\b.* ([\d.e+]+)$", page, re.M)
+    if found and int(float(found[1])) not in steps:
+        steps.append(int(float(found[1])))
+    time.sleep(0.1)
+print(json.dumps(steps))
+"""
+"""In the master's pod, with a number: the steps of so many snapshots in memory, the first of which may have been there before."""
+
 HOLD_LOCK = """
 import fcntl, select, sys
 with open(sys.argv[1], "r+") as lock:

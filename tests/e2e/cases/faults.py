@@ -11,7 +11,7 @@ from table import Row
 from watching import place_of
 
 from cases.operator_steps import KNOWN_SECONDS, TRAINS_SECONDS, Story, trains
-from cases.steps import MASTER_SECONDS, PREEMPTED, WORKER_SECONDS, delete_pod, finish, install, kill_rank, recovered, uninstall
+from cases.steps import MASTER_SECONDS, PREEMPTED, WORKER_SECONDS, delete_pod, finish, install, kill_pod, kill_rank, recovered, uninstall
 
 TELEMETRY_LISTENS = ":24B8 00000000:0000 0A"
 """Port 9400 in /proc/net/tcp. The agent opens it after it has begun to listen to SIGTERM, and before it imports torch."""
@@ -38,7 +38,7 @@ def short(release: Release) -> Iterator[Row]:
 
 
 def train(release: Release) -> Iterator[Row]:
-    """4 pods on 2 nodes go on through a killed rank, a lost worker and a lost master, to the end; a second start ends at once."""
+    """4 pods on 2 nodes go on through a killed rank, a worker and a master deleted, then killed; at the end a second start ends at once."""
     yield from install(release, "replicas=4")
     nodes = {pod["spec"]["nodeName"] for pod in release.pods()}
     yield Row("pods", "4 on 2 nodes", f"{len(release.pods())} on {len(nodes)}", good=len(release.pods()) == 4 and len(nodes) == 2)
@@ -49,6 +49,9 @@ def train(release: Release) -> Iterator[Row]:
     yield delete_pod(release, "worker-1", WORKER_SECONDS)
     release.wait_steps(12)
     yield delete_pod(release, "master-0", MASTER_SECONDS)
+    for place, bound in (("worker-1", WORKER_SECONDS), ("master-0", MASTER_SECONDS)):
+        release.wait_steps(12)
+        yield kill_pod(release, place, bound)
     release.wait_steps(12)
     yield finish(release)
     yield _again(release)

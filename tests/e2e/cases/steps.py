@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 
 from cluster import until
-from inside import KILL_RANK
+from inside import KILL_RANK, SNAPSHOTS
+from kernel import kill_first
 from release import Recovery, Release
 from table import Row
 
@@ -15,7 +19,9 @@ FIRST_STEP_SECONDS, WORKER_SECONDS, MASTER_SECONDS, RANK_SECONDS = 20.0, 12.0, 1
 """Targets, with the image present on the node, on a machine with nothing else to do."""
 MORE_STEPS = 20
 """How far ahead the end is put."""
-PREEMPTED = 143
+PREEMPTED, KILLED = 143, 137
+SNAPSHOTS_SEEN = 4
+"""Steps between them are the interval in memory: it follows what a snapshot costs on this machine."""
 GONE_SECONDS = 150
 """From `helm uninstall` until pods are gone: the grace period of 120 s would be the worst."""
 KINDS = (
@@ -51,6 +57,25 @@ def kill_rank(release: Release, place: str) -> Row:
     seen = release.recovery(fault.started)
     ended = any(fault.codes(release.diary.exits).values())
     return recovered(release, seen, f"next step < {RANK_SECONDS:.0f} s, no pod ends", RANK_SECONDS, good=not ended)
+
+
+def kill_pod(release: Release, place: str, bound: float) -> Row:
+    """SIGKILL to a pod's process 1, half an interval after a snapshot: no word of it; all go on from the newest in another's memory."""
+    steps = json.loads(release.python(f"{release.job}-master-0", SNAPSHOTS, str(SNAPSHOTS_SEEN), timeout=140))
+    newest, every = steps[-1], max(later - earlier for earlier, later in pairwise(steps))
+    pod = release.pod_named(place)
+    release.wait_step(newest + every // 2)
+    fault = release.begin(f"SIGKILL to process 1 of {place}", place)
+    kill_first(pod, "launch")
+    seen = release.recovery(fault.started)
+    code = release.wait_exit(place, fault.started, 30).code
+    causes = {event.get("cause") for kind in ("fault", "restart", "stop") for event in release.diary.of(kind, fault.started)}
+    source = next(event["source"] for event in release.diary.of("resume", fault.started) if event["attempt"] == seen.attempt)
+    good = code == KILLED and "preemption" not in causes and source == "memory" and seen.resumed >= newest and seen.lost <= every
+    expected = f"next step < {bound:.0f} s, at most {every} steps lost, from memory, {place}: {KILLED}"
+    row = recovered(release, seen, expected, bound, good=good)
+    words = f"{row.seen}; from {source}, of step {seen.resumed}; a snapshot every {every} steps; {', '.join(sorted(causes))}"
+    return replace(row, seen=words)
 
 
 def recovered(release: Release, seen: Recovery, expected: str, bound: float = math.inf, *, good: bool = True) -> Row:
