@@ -16,6 +16,8 @@ from cases.steps import MASTER_SECONDS, PREEMPTED, WORKER_SECONDS, delete_pod, f
 TELEMETRY_LISTENS = ":24B8 00000000:0000 0A"
 """Port 9400 in /proc/net/tcp. The agent opens it after it has begun to listen to SIGTERM, and before it imports torch."""
 AT_ONCE_SECONDS = 5.0
+SELDOM = 1000
+"""Steps between two states on the claim that no case waits for: what a fault does not lose was in memory."""
 GRACE_SECONDS = 60.0
 """Half of the grace period: a pod that takes longer was killed, or waited for."""
 
@@ -39,7 +41,7 @@ def short(release: Release) -> Iterator[Row]:
 
 def train(release: Release) -> Iterator[Row]:
     """4 pods on 2 nodes go on through a killed rank, a worker and a master deleted, then killed; at the end a second start ends at once."""
-    yield from install(release, "replicas=4")
+    yield from install(release, "replicas=4", f"config.checkpoint.every_steps={SELDOM}")
     nodes = {pod["spec"]["nodeName"] for pod in release.pods()}
     yield Row("pods", "4 on 2 nodes", f"{len(release.pods())} on {len(nodes)}", good=len(release.pods()) == 4 and len(nodes) == 2)
     release.follow()

@@ -60,22 +60,22 @@ def kill_rank(release: Release, place: str) -> Row:
 
 
 def kill_pod(release: Release, place: str, bound: float) -> Row:
-    """SIGKILL to a pod's process 1, half an interval after a snapshot: no word of it; all go on from the newest in another's memory."""
+    """SIGKILL to process 1, half an interval after a snapshot: it leaves no word, and all go on from a survivor's memory."""
     steps = json.loads(release.python(f"{release.job}-master-0", SNAPSHOTS, str(SNAPSHOTS_SEEN), timeout=140))
     newest, every = steps[-1], max(later - earlier for earlier, later in pairwise(steps))
-    pod = release.pod_named(place)
+    pod, durable = release.pod_named(place), max(release.durable_steps(), default=0)
     release.wait_step(newest + every // 2)
     fault = release.begin(f"SIGKILL to process 1 of {place}", place)
     kill_first(pod, "launch")
     seen = release.recovery(fault.started)
     code = release.wait_exit(place, fault.started, 30).code
-    causes = {event.get("cause") for kind in ("fault", "restart", "stop") for event in release.diary.of(kind, fault.started)}
+    causes = {event["cause"] for event in release.diary.of("fault", fault.started)}
     source = next(event["source"] for event in release.diary.of("resume", fault.started) if event["attempt"] == seen.attempt)
     good = code == KILLED and "preemption" not in causes and source == "memory" and seen.resumed >= newest and seen.lost <= every
-    expected = f"next step < {bound:.0f} s, at most {every} steps lost, from memory, {place}: {KILLED}"
+    expected = f"next step < {bound:.0f} s, from memory, at most {every} steps lost (its interval), {place}: {KILLED}"
     row = recovered(release, seen, expected, bound, good=good)
-    words = f"{row.seen}; from {source}, of step {seen.resumed}; a snapshot every {every} steps; {', '.join(sorted(causes))}"
-    return replace(row, seen=words)
+    told = f"from {source}, step {seen.resumed} ({newest} was seen there, {durable} on the claim); told as {', '.join(sorted(causes))}"
+    return replace(row, seen=f"{row.seen}; {told}")
 
 
 def recovered(release: Release, seen: Recovery, expected: str, bound: float = math.inf, *, good: bool = True) -> Row:
