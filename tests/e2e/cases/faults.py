@@ -113,4 +113,9 @@ def drain(release: Release) -> Iterator[Row]:
         kubectl("uncordon", node)
     codes = {code for found in fault.codes(release.diary.exits).values() for code in found}
     yield recovered(release, seen, f"training goes on, {PREEMPTED} alone", good=codes == {PREEMPTED})
+    until("the training operator takes jobs, if it was there too", 120, lambda: _takes(release))
     yield finish(release, "after the drain")
+
+
+def _takes(release: Release) -> str:
+    return release.kubectl("annotate", "pytorchjob", release.job, "probe=yes", "--dry-run=server", timeout=30)
