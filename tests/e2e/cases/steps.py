@@ -72,7 +72,7 @@ def kill_pod(release: Release, place: str, bound: float) -> Row:
     causes = {event["cause"] for event in release.diary.of("fault", fault.started)}
     source = next(event["source"] for event in release.diary.of("resume", fault.started) if event["attempt"] == seen.attempt)
     good = code == KILLED and "preemption" not in causes and source == "memory" and seen.resumed >= newest and seen.lost <= every
-    expected = f"next step < {bound:.0f} s, from memory, at most {every} steps lost (its interval), {place}: {KILLED}"
+    expected = f"next step < {bound:.0f} s, from memory, at most {every} steps lost (the interval there), {place}: {KILLED}"
     row = recovered(release, seen, expected, bound, good=good)
     told = f"from {source}, step {seen.resumed} ({newest} was seen there, {durable} on the claim); told as {', '.join(sorted(causes))}"
     return replace(row, seen=f"{row.seen}; {told}")
