@@ -41,7 +41,7 @@ class Bench:
             state=self.state,
             schedule=Schedule(CheckpointSection(**{"every_seconds": None, "memory_every_steps": 0, **policy}), total),
             describe=lambda step, stall_seconds: {"step": step, "stall_seconds": stall_seconds},
-            kept=lambda step, seconds: self.told.append((step, seconds)),
+            kept=lambda step, seconds, _every_steps: self.told.append((step, seconds)),
             leads=leads,
             last_step=last_step,
             last_durable_step=last_step,
@@ -170,6 +170,8 @@ def test_the_time_that_training_stands_still_is_measured_told_and_fed_to_the_sch
     assert bench.told == [(1, 0.25)]
     assert bench.memory.newest().meta["stall_seconds"] == 0.25
     assert keeper.schedule.stall_seconds == 0.25
+    keeper.keep(2, 0.5)
+    assert bench.told[-1][1] == 0.75, "what it took to make all ranks' states equal before is part of it"
 
 
 def test_making_room_for_the_first_snapshot_is_not_what_a_snapshot_costs(bench, monkeypatch):

@@ -74,6 +74,14 @@ def test_auto_is_the_interval_of_young_and_daly_for_the_measured_stall_with_a_ca
     assert not made.durable_is_due(2, 1, seconds * 0.999)
 
 
+@pytest.mark.parametrize("policy", [{"every_seconds": 15}, {"every_seconds": "auto", "max_lost_seconds": 15, "mtbf_seconds": 1e9}])
+@pytest.mark.parametrize(("step", "persist", "seconds"), [(1.0, 1.5, 12.5), (0, 2, 13), (4, 9, 7.5), (100, 100, 7.5)])
+def test_what_is_at_risk_is_the_interval_a_step_and_the_write_unless_those_take_most_of_it(policy, step, persist, seconds):
+    made = schedule(**policy, stalls=[0.02], step_seconds=step)
+    made.persist_seconds = persist
+    assert made.durable_every_seconds == seconds
+
+
 def test_auto_before_anything_was_measured_is_the_cap():
     assert schedule(every_seconds="auto", max_lost_seconds=7).durable_every_seconds == 7
 

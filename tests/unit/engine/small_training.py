@@ -101,7 +101,7 @@ class Diary:
             measured=write("measured"),
             evaluating=write("evaluating"),
             evaluated=write("evaluated"),
-            keep=write("keep"),
+            keep=lambda step, _seconds: self.entries.append(("keep", step)),
             secure=write("secure"),
             wish=self.wish,
         )

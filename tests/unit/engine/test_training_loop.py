@@ -212,7 +212,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(poison):
     run, diary = training(Poisoned(poison)), Diary()
     kept = []
 
-    def remember(step):
+    def remember(step, _seconds):
         kept.append(({**parameters(run)}, {n: b.clone() for n, b in run.optimizer.state_dict()["state"][0].items()}))
 
     hooks = engine.Hooks(**{**vars(diary.hooks()), "keep": remember})

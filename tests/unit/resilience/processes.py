@@ -53,7 +53,9 @@ class Parent:
         """The next deaths, as {pid: code}."""
         found = []
         while len(found) < count:
-            found += self.ask("deaths", PATIENCE_SECONDS)
+            more = self.ask("deaths", PATIENCE_SECONDS)
+            assert more, f"{count} were to end, of which have: {found}"
+            found += more
         assert len(dict(found)) == len(found) == count
         return dict(found)
 

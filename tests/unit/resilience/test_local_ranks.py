@@ -62,8 +62,8 @@ def test_each_is_forked_with_a_log_and_notes_of_its_own(pair, server, tmp_path):
 
 def test_a_rank_that_dies_is_a_fault_with_its_global_rank_and_step(pair, page):
     page.write(1, {"attempt": ATTEMPT, "phase": "training", "step": 7})
-    (fault,) = pair.failures([Death(102, -signal.SIGKILL)])
-    assert (fault.cause, fault.node, fault.rank, fault.step) == ("crash", 2, 5, 7)
+    (fault,) = pair.failures([Death(102, -signal.SIGKILL, 1e9)])
+    assert (fault.cause, fault.node, fault.rank, fault.step, fault.struck_at) == ("crash", 2, 5, 7, 1e9)
     assert pair.names == "101 (local rank 0)"
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import astuple
 from pathlib import Path
 
 from ddp_trainer.resilience.compiler_import import postpone
@@ -23,7 +22,7 @@ methods = {
     ),
     "kill": zygote.kill,
     "orphans": zygote.kill_orphans,
-    "deaths": lambda seconds: [astuple(death) for death in zygote.deaths(seconds)],
+    "deaths": lambda seconds: [(death.pid, death.code) for death in zygote.deaths(seconds)],
     "close": zygote.close,
 }
 for line in sys.stdin:

@@ -239,6 +239,21 @@ def test_copy_that_was_written_twice_stalled_once():
     assert (told.stall_seconds, told.checkpoints) == (0.5, 1)
 
 
+def test_copies_that_stayed_in_memory_are_stalls_too():
+    first = event(5, "checkpoint", step=20, stall_seconds=0.5, stall_seconds_so_far=0.75, persist_seconds=1, attempt=1)
+    second = event(20, "checkpoint", step=60, stall_seconds=0.5, stall_seconds_so_far=0.5, persist_seconds=1, attempt=2)
+    finish = {**FINISH, "attempt": 2, "stall_seconds_so_far": 1.25}
+    assert summary([START, FORM, FIRST, first, FAULT, *AGAIN, second, finish]).stall_seconds == 0.75 + 1.25
+
+
+@pytest.mark.parametrize(("struck_at", "detect"), [(-0.25, 0.25), (0.0, 0), (3.0, 0), (-3600.0, 0), (None, 0)])
+def test_a_death_is_detected_as_late_as_node_0_writes_of_it_unless_the_clocks_disagree(struck_at, detect):
+    fault = {**FAULT, "struck_at": None if struck_at is None else FAULT["time"] + struck_at}
+    (incident,) = incidents([START, FORM, FIRST, fault, *AGAIN])
+    assert phases(incident)[0] == detect
+    assert incident.recovery_seconds == 4 + detect
+
+
 def test_standing_still_before_a_hang_is_seen_is_not_training():
     told = summary([START, FORM, FIRST, {**FAULT, "cause": "hang", "message": STILL}, *AGAIN, FINISH])
     assert told.recovering_seconds == 6 + 4

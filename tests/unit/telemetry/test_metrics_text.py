@@ -25,6 +25,7 @@ LEDGER = Ledger(
 SECTION_E = {
     "trainer_step_seconds",
     "trainer_samples_total",
+    "trainer_data_wait_seconds_total",
     "trainer_checkpoint_stall_seconds",
     "trainer_checkpoint_persist_seconds",
     "trainer_checkpoint_last_durable_step",
@@ -41,9 +42,9 @@ def facts(rank):
     pace = Pace()
     for end in (0.0, 0.3, 0.6, 100.0):
         pace.stepped(end)
-    sums = {"snapshot_step": 28, "snapshot_count_total": 14, "snapshot_stall_seconds_total": 0.7}
+    sums = {"snapshot_step": 28, "snapshot_every_steps": 14, "snapshot_count_total": 14, "snapshot_stall_seconds_total": 0.7}
     base = {"rank": rank, "pid": 9, "phase": "training", "step": 30, "total_steps": 80, "epoch": 1.5, "loss": 1.25, "test_accuracy": 0.5}
-    speed = {"samples_total": 640, "samples_per_second": 32.0, "step_histogram": pace.histogram()}
+    speed = {"samples_total": 640, "data_seconds_total": 2.5, "samples_per_second": 32.0, "step_histogram": pace.histogram()}
     return {**base, **speed, **(sums if rank == 0 else {}), "attempt": 1, "updated_at": 1000.0}
 
 
@@ -86,6 +87,8 @@ def test_the_numbers_are_those_of_the_facts():
     assert samples["trainer_checkpoint_stall_seconds_sum", ()] == 0.6
     assert samples["trainer_checkpoint_persist_seconds_sum", ()] == 1.2
     assert samples["trainer_snapshot_last_step", ()] == 28
+    assert samples["trainer_snapshot_every_steps", ()] == 14
+    assert samples["trainer_data_wait_seconds_total", (("rank", "1"),)] == 2.5
     assert samples["trainer_snapshot_stall_seconds_count", ()] == 14
     assert samples["trainer_snapshot_stall_seconds_sum", ()] == 0.7
     assert samples["trainer_lost_steps_total", ()] == 9

@@ -110,18 +110,18 @@ def test_evaluations_and_saves_are_not_step_time(clock, page):
 
 def test_snapshots_are_told_with_the_sum_of_their_stalls(clock, page):
     mine = recorder(clock, page)
-    mine.kept(20, 0.1)
-    mine.kept(40, 0.3)
+    mine.kept(20, 0.1, 20)
+    mine.kept(40, 0.3, 20)
     mine.close()
     facts = page.read(0)
-    assert (facts["snapshot_step"], facts["snapshot_count_total"]) == (40, 2)
-    assert facts["snapshot_stall_seconds_total"] == pytest.approx(0.4)
+    assert (facts["snapshot_step"], facts["snapshot_count_total"], facts["snapshot_every_steps"]) == (40, 2, 20)
+    assert facts["snapshot_stall_seconds_total"] == mine.stalled_seconds == pytest.approx(0.4)
     assert "checkpoint" not in facts, "what is durable is the background writer's word"
 
 
 def test_a_snapshot_does_not_publish_by_itself_since_there_may_be_one_in_every_step(clock, page):
     mine = recorder(clock, page)
-    mine.kept(1, 0.1)
+    mine.kept(1, 0.1, 20)
     assert "snapshot_step" not in page.read(0)
 
 
@@ -159,7 +159,7 @@ def test_rank_0_writes_the_curves_and_the_diary(clock, tmp_path):
     mine.step(22, 64)
     mine.train_metrics(22, 1.5, 0.4, 0.05)
     mine.evaluated(22, {"accuracy": 0.5}, 2.0)
-    mine.kept(22, 0.1)
+    mine.kept(22, 0.1, 20)
     mine.finished(22, {"accuracy": 0.5})
     mine.close()
     train, evaluation = read_metrics(tmp_path / "metrics.jsonl")
@@ -203,7 +203,7 @@ def test_a_ranks_gpu_is_known_by_the_same_name_whoever_names_it(clock, page, uui
 def test_a_rank_without_run_directory_writes_no_file(clock, page, tmp_path):
     mine = recorder(clock, page, rank=1)
     mine.train_metrics(10, 1.0, 0.5, 0.1)
-    mine.kept(10, 0.1)
+    mine.kept(10, 0.1, 20)
     mine.close()
     assert [path.name for path in tmp_path.iterdir()] == ["facts"]
 

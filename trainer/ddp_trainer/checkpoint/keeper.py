@@ -25,14 +25,15 @@ from ddp_trainer.checkpoint.state import RunState
 class Keeper:
     """One rank's. `memory` is None for all but the first rank of a node; `leads` is true for rank 0, whose snapshots become durable.
 
-    `describe(step, stall_seconds)` gives what the manifest says; `kept(step, seconds)` is told of each snapshot.
+    `describe(step, stall_seconds)` gives what the manifest says; `kept(step, seconds, every_steps)` is told of each snapshot, and of the
+    interval in which they follow from there on.
     """
 
     memory: SnapshotMemory | None
     state: RunState
     schedule: Schedule
     describe: Callable[[int, float], Mapping[str, Any]]
-    kept: Callable[[int, float], None]
+    kept: Callable[[int, float, int], None]
     leads: bool
     last_step: int
     """The newest step kept; as it is resumed, at first."""
@@ -59,9 +60,12 @@ class Keeper:
         """Rank 0: whether the state after `step` shall be kept."""
         return self.schedule.memory_is_due(step, self.last_step) or self._durable_is_due(step)
 
-    def keep(self, step: int, *, durable: bool = False) -> None:
-        """Take a snapshot of the state after `step`; on rank 0 it becomes durable if that is due, or asked for here."""
-        self._keep(step, durable=self.leads and (durable or self._durable_is_due(step)))
+    def keep(self, step: int, shared_seconds: float = 0.0, *, durable: bool = False) -> None:
+        """Take a snapshot of the state after `step`; on rank 0 it becomes durable if that is due, or asked for here.
+
+        `shared_seconds`: what training has stood still for it already, while the ranks' states were made equal.
+        """
+        self._keep(step, shared_seconds, durable=self.leads and (durable or self._durable_is_due(step)))
 
     def secure(self, step: int) -> None:
         """Take a snapshot of the state after `step`, where there is none, that does not become durable: an evaluation is still to come.
@@ -71,14 +75,14 @@ class Keeper:
         if step > self.last_step:
             self._keep(step, durable=False)
 
-    def _keep(self, step: int, *, durable: bool) -> None:
+    def _keep(self, step: int, shared_seconds: float = 0.0, *, durable: bool) -> None:
         self.last_step = step
         if self.memory is not None:
             self._reserve(self.memory)  # once; not part of what a snapshot costs
-            started = self.clock()
+            started = self.clock() - shared_seconds
             self.memory.write(self._fill, lambda: self.describe(step, self._stalled(started)), durable=durable)
             self.schedule.stalled(self._stall_seconds)
-            self.kept(step, self._stall_seconds)
+            self.kept(step, self._stall_seconds, self.schedule.memory_every_steps)
         if durable:
             self.last_durable_step = self.last_asked = step
             self._last_time = self.clock()

@@ -26,6 +26,8 @@ class Schedule:
     total_steps: int
     step_seconds: float = 0.0
     """Usual duration of a step; 0 while it is not known."""
+    persist_seconds: float = 0.0
+    """What the newest durable checkpoint took from the snapshot on; 0 while none did."""
     _stalls: deque[float] = field(default_factory=lambda: deque(maxlen=MEASURED))
 
     def stalled(self, seconds: float) -> None:
@@ -49,12 +51,15 @@ class Schedule:
 
     @property
     def durable_every_seconds(self) -> float | None:
-        """Seconds between two durable checkpoints; None: by steps only."""
-        every = self.policy.every_seconds
-        if every != "auto":
-            return every
-        best = math.sqrt(2 * self.stall_seconds * self.policy.mtbf_seconds)  # Young (1974), Daly (2006), for a stall far below the MTBF
-        return min(self.policy.max_lost_seconds, best) if best else self.policy.max_lost_seconds
+        """Seconds from one state that is made durable to the next, for no more work at risk than is allowed; None: by steps only."""
+        every, policy = self.policy.every_seconds, self.policy
+        if every is None:
+            return None
+        most = policy.max_lost_seconds if every == "auto" else every
+        # a fault right before the next one is durable costs the interval, the step until it is seen to be due, and the write
+        longest = max(most - self.step_seconds - self.persist_seconds, most / 2)  # half, where writing takes that long: no storm of them
+        best = math.sqrt(2 * self.stall_seconds * policy.mtbf_seconds)  # Young (1974), Daly (2006), for a stall far below the MTBF
+        return min(longest, best) if every == "auto" and best else longest
 
     def durable_is_due(self, step: int, last_step: int, seconds_since_last: float) -> bool:
         """Whether the state after `step` must be made durable, the last one that was asked for being of `last_step`. The end always is."""

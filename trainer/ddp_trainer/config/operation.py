@@ -79,13 +79,13 @@ class CheckpointSection(Section):
     every_steps: Positive | None = None
     """Save at multiples of this step; None: by time only."""
     every_seconds: Seconds | Literal["auto"] | None = 15.0
-    """Save when this long has passed since the last one; None: by steps only. It bounds the work that the loss of all nodes can undo.
+    """Save so often that the loss of all nodes undoes at most so much work, a step and a write included; None: by steps only.
 
-    auto: the best interval by Young and Daly for the measured stall and `mtbf_seconds`, at most `max_lost_seconds`."""
+    auto: the best interval by Young and Daly for the measured stall and `mtbf_seconds`, with at most `max_lost_seconds` at risk."""
     mtbf_seconds: Seconds = 3600.0
     """auto: mean time between faults that take all nodes at once."""
     max_lost_seconds: Seconds = 15.0
-    """auto: the interval is never longer than this."""
+    """auto: never more work than this is at risk."""
     memory_every_steps: NonNegative | Literal["auto"] = "auto"
     """Keep the state in every node's memory when so many steps have passed since it was kept last, for faults that leave a node; 0: off.
 

@@ -6,6 +6,7 @@ Side work (telemetry, checkpoints) is one call that decides for itself.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,8 +33,8 @@ class Hooks:
     evaluating: Callable[[], None]
     """An evaluation begins, or is a batch further."""
     evaluated: Callable[[int, dict[str, float]], None]
-    keep: Callable[[int], None]
-    """(step): the state after `step` is complete, the same on all ranks, and shall be kept."""
+    keep: Callable[[int, float], None]
+    """(step, seconds): the state after `step` is complete, the same on all ranks, and shall be kept. Making it the same took so long."""
     secure: Callable[[int], None]
     """(step): it is complete but for the evaluation that begins now, which may take longer than a node that is told to stop has left."""
 
@@ -85,8 +86,9 @@ def _evaluate(run: Training, hooks: Hooks) -> None:
 
 
 def _keep(run: Training, hooks: Hooks) -> None:
+    started = time.perf_counter()
     run.group.share_buffers(run.model)  # parameters agree anyway; norm statistics are rank 0's
-    hooks.keep(run.step)
+    hooks.keep(run.step, time.perf_counter() - started)
 
 
 def _take_means(run: Training) -> tuple[float, float]:

@@ -89,11 +89,14 @@ def one_step(run: Training, lr: float, wish: Words | None = None, timer: HostTim
     indices, epochs = global_batch(seed, len(run.train_set), batch, run.step)
     mine = micro_batches_of(run.group.rank, run.group.world_size, run.micro_batches)
     finite = True
+    run.data_seconds = 0.0
     run.ranks_model.train()
     for number in mine:
         part = micro_batch(number, run.micro_batches, batch)
         seed_generators(seed, run.step, number)
+        asked_at = time.perf_counter()
         inputs, targets = run.train_set.batch(indices[part], epochs[part])
+        run.data_seconds += time.perf_counter() - asked_at
         is_last = number == mine[-1]
         with contextlib.nullcontext() if is_last else _no_sync(run.ranks_model):
             loss, outputs = forward(run, inputs, targets)

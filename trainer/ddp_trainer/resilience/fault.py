@@ -38,6 +38,12 @@ class Fault:
     """Of a divergence: the 0-based steps that would have to be passed over, (first, one after the last)."""
     still_seconds: float = 0.0
     """Of a hang: how long nothing had moved when it was noticed."""
+    struck_at: float | None = None
+    """Of a death: when it was, by its node's clock."""
+
+    def unseen_seconds(self, now: float) -> float:
+        """How long the ranks had stood still when node 0 learns of it `now`."""
+        return self.still_seconds or max(0.0, now - (now if self.struck_at is None else self.struck_at))
 
     @property
     def leaves_with(self) -> Exit:

@@ -10,6 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ class LocalRanks:
             if local_rank is None or is_over or (death.code == -signal.SIGSEGV and self._diagnosis.has_looked):
                 continue
             step = int((self._page.read(local_rank) or {}).get("step") or 0)
-            found.append(of_death(death.code, self._note(local_rank), self._node, self._global_ranks[local_rank], step))
+            fault = of_death(death.code, self._note(local_rank), self._node, self._global_ranks[local_rank], step)
+            found.append(replace(fault, struck_at=death.seen_at))
         return found
 
     def slow(self) -> list[str]:

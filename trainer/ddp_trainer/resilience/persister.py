@@ -159,7 +159,8 @@ def _pause(snapshots: SnapshotMemory, wanted: int, ended: threading.Event) -> No
 
 def _persist(store: CheckpointStore, snapshots: SnapshotMemory, snapshot: Snapshot, report: _Report, events: EventLog) -> Manifest:
     meta = dict(snapshot.meta)
-    stall_seconds, state = float(meta.pop("stall_seconds")), _small_state(meta)
+    stalls = {name: float(meta.pop(name, 0.0)) for name in ("stall_seconds", "stall_seconds_so_far")}
+    stall_seconds, state = stalls["stall_seconds"], _small_state(meta)
     meta = {name: value for name, value in meta.items() if name not in STATE}
     started = time.monotonic()
     files: dict[str, list[Any]] = {name: [content] for name, content in snapshots.files(snapshot).items()}
@@ -178,7 +179,7 @@ def _persist(store: CheckpointStore, snapshots: SnapshotMemory, snapshot: Snapsh
 
     manifest = store.commit(files, describe, int(meta["attempt"]), durable)
     numbers = {"bytes": manifest.total_bytes, "stall_seconds": stall_seconds, "persist_seconds": took_seconds, "verified": True}
-    events.append("checkpoint", step=manifest.step, **numbers, attempt=manifest.attempt)
+    events.append("checkpoint", step=manifest.step, **(numbers | stalls), attempt=manifest.attempt)
     _log.info("checkpoint at step %d: %.1f MB, durable after %.2f s", manifest.step, manifest.total_bytes / 1e6, took_seconds)
     words = report.words
     report.say(

@@ -10,6 +10,7 @@ import json
 import logging
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -131,12 +132,17 @@ def _run(config: RunConfig, place: Place, start: Start, page: FactsPage) -> None
     engine.begin(run)
     found = (run.step, run.evaluated_step) if origin.source == "disk" else None
     wall = _Wall(float(origin.meta.get("wall_seconds", 0.0)))
+    schedule = Schedule(config.checkpoint, run.total_steps)
     keeper = Keeper(
         memory=memory if place.local_rank == 0 else None,
         state=state,
-        schedule=Schedule(config.checkpoint, run.total_steps),
-        describe=lambda step, stall_seconds: _describe(run, step, start.attempt, wall.seconds(), stall_seconds, history),
-        kept=recorder.kept,
+        schedule=schedule,
+        describe=lambda step, stall_seconds: {
+            **_describe(run, step, start.attempt, wall.seconds(), history),
+            "stall_seconds": stall_seconds,
+            "stall_seconds_so_far": recorder.stalled_seconds + stall_seconds,
+        },
+        kept=partial(_kept, recorder, schedule, partial(_writers_words, page, config)),
         leads=leads,
         last_step=run.step,
         last_durable_step=run.step if origin.source == "disk" else max(0, on_disk),
@@ -187,7 +193,7 @@ def _hooks(
         return Words(keep=keep, leave=memory.leave_asked(attempt))
 
     def stepped(step: int, samples: int, own_seconds: tuple[float, ...]) -> None:
-        recorder.step(step, samples // run.group.world_size, own_seconds)
+        recorder.step(step, samples // run.group.world_size, own_seconds, run.data_seconds)
         if recorder.step_seconds:
             keeper.schedule.step_seconds = recorder.step_seconds
 
@@ -215,6 +221,12 @@ def _hooks(
         keep=keeper.keep,
         secure=keeper.secure,
     )
+
+
+def _kept(recorder: Recorder, schedule: Schedule, writers_words: Callable[[], dict[str, Any]], step: int, *numbers: Any) -> None:
+    """A snapshot was taken; a good moment to hear how long the last one that went to disk took."""
+    recorder.kept(step, *numbers)
+    schedule.persist_seconds = float((writers_words().get("checkpoint") or {}).get("persist_seconds", 0.0))
 
 
 def _ask_for_disk(memory: SnapshotMemory, keeper: Keeper) -> None:
@@ -272,10 +284,8 @@ def _take_over(run: engine.Training, origin: restore.Origin, start: Start) -> li
     return history
 
 
-def _describe(
-    run: engine.Training, step: int, attempt: int, wall_seconds: float, stall_seconds: float, history: list[Any]
-) -> dict[str, Any]:
-    """What the manifest says, and what the writer has to know beside it."""
+def _describe(run: engine.Training, step: int, attempt: int, wall_seconds: float, history: list[Any]) -> dict[str, Any]:
+    """What the manifest says, and what `state.json` does beside it."""
     position = step * run.config.data.global_batch
     return {
         "step": step,
@@ -293,7 +303,6 @@ def _describe(
         "libraries": {"torch": torch.__version__, "ddp-operator": version("ddp-operator")},
         "metrics": run.metrics,
         "skipped": list(run.skipped),
-        "stall_seconds": stall_seconds,
         "history": _fitting(history),
         "gradient_order": run.gradient_order if len(run.gradient_order) <= GRADIENT_ORDER else [],
     }
@@ -317,7 +326,7 @@ def _make_last_durable(step: int, keeper: Keeper, memory: SnapshotMemory, page: 
         keeper.keep(step, durable=True)
     number = memory.wanted_number()
     while True:
-        report = page.read(config.distributed.procs_per_node) or {}
+        report = _writers_words(page, config)
         if int(report.get("number", 0)) >= number:
             return
         failed = report.get("failed") or {}
@@ -325,6 +334,11 @@ def _make_last_durable(step: int, keeper: Keeper, memory: SnapshotMemory, page: 
             raise (DivergedError if failed["cause"] == DivergedError.exit.cause else DataError)(failed["message"])
         recorder.phase("saving")
         time.sleep(WAIT_SECONDS)
+
+
+def _writers_words(page: FactsPage, config: RunConfig) -> dict[str, Any]:
+    """What the background writer said last; only node 0 has one."""
+    return page.read(config.distributed.procs_per_node) or {}
 
 
 def _keep_predictions(run: engine.Training, test_set: Dataset) -> None:

@@ -44,6 +44,8 @@ class Death:
 
     pid: int
     code: int
+    seen_at: float | None = None
+    """When the zygote learned of it, which is at once."""
 
 
 class ZygoteError(DdpError):
@@ -151,7 +153,7 @@ class Zygote:
 
     def _sort_in(self, message: dict[str, Any]) -> dict[str, Any]:
         if "died" in message:
-            self._deaths.append(Death(message["died"], message["code"]))
+            self._deaths.append(Death(message["died"], message["code"], message["time"]))
         return message
 
     def _receive(self, key: str) -> dict[str, Any]:
@@ -239,7 +241,7 @@ def _reap(channel: socket.socket, own: set[int]) -> None:
         if pid not in own:  # an orphan
             continue
         own.discard(pid)
-        channel.send(json.dumps({"died": pid, "code": os.waitstatus_to_exitcode(status)}).encode())
+        channel.send(json.dumps({"died": pid, "code": os.waitstatus_to_exitcode(status), "time": time.time()}).encode())
 
 
 def _become(request: dict[str, Any], parent: int) -> NoReturn:

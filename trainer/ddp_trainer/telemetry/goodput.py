@@ -35,7 +35,7 @@ class Goodput:
     """Training whose steps had to be done again."""
     recovering_seconds: float
     stall_seconds: float
-    """Training stood still while a state was copied for a durable checkpoint; copies that stayed in memory are in the metrics only."""
+    """Training stood still while the state was copied; of ranks that died, until their last checkpoint."""
     starting_seconds: float
     loss_by_cause: Mapping[str, float]
     """Seconds lost and recovering by the cause of the incident, greatest first."""
@@ -67,7 +67,7 @@ def summary(events: Sequence[Record], metrics: Sequence[Record] = ()) -> Goodput
     losses = {cause: sum(s.end - s.start for s in spans if s.cause == cause) for cause in causes}
     # By step and attempt: a copy that is written twice, since a fault tore the first try, stalled training once.
     saved = {(whole(r.get("step")), whole(r.get("attempt"))): r for _, r in clock.moments if r.get("kind") == "checkpoint"}.values()
-    stall = min(parts["training"], sum(max(0.0, number(r.get("stall_seconds")) or 0.0) for r in saved))
+    stall = min(parts["training"], _stall_seconds([r for _, r in clock.moments if r.get("kind") == "finish"], list(saved)))
     durable = [took for r in saved if (took := number(r.get("persist_seconds"))) is not None and took >= 0]
     return Goodput(
         lasting_seconds=parts["training"] - stall,
@@ -81,6 +81,17 @@ def summary(events: Sequence[Record], metrics: Sequence[Record] = ()) -> Goodput
         incidents=tuple(found),
         spans=tuple(spans),
     )
+
+
+def _stall_seconds(finished: Sequence[Record], saved: Sequence[Record]) -> float:
+    """Per start of the ranks what they said last of all copies since, or (in an older diary) those that became durable."""
+    durable: dict[int | None, float] = {}
+    told: dict[int | None, float] = {}
+    for record in (*saved, *finished):
+        attempt = whole(record.get("attempt"))
+        durable[attempt] = durable.get(attempt, 0.0) + max(0.0, number(record.get("stall_seconds")) or 0.0)
+        told[attempt] = max(told.get(attempt, 0.0), number(record.get("stall_seconds_so_far")) or 0.0)
+    return sum(max(seconds, told[attempt]) for attempt, seconds in durable.items())
 
 
 def _spans(moments: Sequence[Moment], found: Sequence[Incident], end_seconds: float) -> list[Span]:

@@ -19,6 +19,8 @@ REJOIN = "rejoin"
 """The cause of a re-forming that is no fault: a node came back and is let in."""
 STILL = re.compile(r"no sign of life for (\d{1,9}(?:\.\d+)?) s")
 """The watchdog's own measure of how long a hang was not seen; the lines of `metrics.jsonl` may lie minutes apart."""
+LONGEST_UNSEEN_SECONDS = 10.0
+"""Agents learn of a death in tenths of a second, and of one that nobody else notices in seconds."""
 THE_BEGINNING = "the beginning"
 """The `source` of an incident after which there was no state to go on from."""
 
@@ -147,7 +149,7 @@ class _Reader:
     def _seen_alive(self, seconds: float, record: Record, before: Sequence[Moment], after: Sequence[Moment]) -> float:
         """When the ranks were last alive before this fault."""
         still = STILL.search(text(record.get("message")) or "") if record.get("cause") == HANG.cause else None
-        alive = seconds - float(still[1]) if still else seconds
+        alive = seconds - (float(still[1]) if still else _unseen_seconds(record))
         if (record["kind"], record.get("cause")) == ("fault", PEER_LOST.cause) and after and after[0][1]["kind"] == "start":
             # A successor wrote this: its predecessor died without a word, some time ago, and its last sign of life is all that is known.
             alive = max([*(s for s, _ in before), *self._signs[: bisect_left(self._signs, seconds)][-1:]], default=seconds)
@@ -177,6 +179,13 @@ class _Reader:
             self._found.append(replace(incident, stacks=self._stacks))
             self._free_since = max(self._free_since, incident.ended_seconds(incident.seconds))
         self._current, self._stacks = None, {} if incident is not None else self._stacks
+
+
+def _unseen_seconds(record: Record) -> float:
+    """How long before node 0 wrote of a death it was, by the clock of its own node: a clock that is wrong by much tells nothing."""
+    struck_at, written_at = number(record.get("struck_at")), number(record.get("time"))
+    unseen = written_at - struck_at if struck_at is not None and written_at is not None else 0.0
+    return unseen if 0.0 < unseen < LONGEST_UNSEEN_SECONDS else 0.0
 
 
 def _has_stepped(incident: Incident, step: int | None) -> bool:

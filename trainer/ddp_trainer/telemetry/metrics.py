@@ -33,6 +33,9 @@ METRICS = (
     Metric("trainer_info", "gauge", "Always 1; says which run and node this is", ("run", "node"), "node"),
     Metric("trainer_step_seconds", "histogram", "Duration of optimizer steps", ("rank",), "rank"),
     Metric("trainer_samples_total", "counter", "Samples trained on since the rank's start", ("rank",), "rank"),
+    Metric(
+        "trainer_data_wait_seconds_total", "counter", "Time that training waited for samples, since the rank's start", ("rank",), "rank"
+    ),
     Metric("trainer_samples_per_second", "gauge", "Smoothed speed of the rank", ("rank",), "rank"),
     Metric("trainer_beat_timestamp_seconds", "gauge", "When the rank was last heard", ("rank",), "rank"),
     Metric("trainer_phase", "gauge", "1 for the phase that the run is in, else 0", ("phase",)),
@@ -46,6 +49,7 @@ METRICS = (
     Metric("trainer_checkpoint_persist_seconds", "summary", "Time from snapshot to durable, since the rank's start"),
     Metric("trainer_snapshot_stall_seconds", "summary", "Time that training stood still for snapshots in memory, since the rank's start"),
     Metric("trainer_snapshot_last_step", "gauge", "Step of the newest snapshot in memory"),
+    Metric("trainer_snapshot_every_steps", "gauge", "Steps from one snapshot in memory to the next; 0: only those that become durable"),
     Metric("trainer_checkpoint_last_durable_step", "gauge", "Step of the newest durable checkpoint"),
     Metric("trainer_checkpoint_last_durable_timestamp_seconds", "gauge", "When that checkpoint became durable"),
     Metric("trainer_checkpoint_last_durable_bytes", "gauge", "Size of that checkpoint"),
@@ -79,6 +83,7 @@ def _node_values(facts: Sequence[Mapping[str, Any]], ledger: Ledger) -> Iterator
     yield "trainer_step_seconds", [(labels, fact["step_histogram"]) for labels, fact in ranked if _is_histogram(fact.get("step_histogram"))]
     for name, key in (
         ("trainer_samples_total", "samples_total"),
+        ("trainer_data_wait_seconds_total", "data_seconds_total"),
         ("trainer_samples_per_second", "samples_per_second"),
         ("trainer_beat_timestamp_seconds", "updated_at"),
     ):
@@ -101,6 +106,7 @@ def _run_values(facts: Sequence[Mapping[str, Any]], ledger: Ledger, progress: Pr
         "trainer_checkpoint_persist_seconds": (saves, totals.get("persist_seconds", 0.0)),
         "trainer_snapshot_stall_seconds": (lead.get("snapshot_count_total", 0), lead.get("snapshot_stall_seconds_total", 0.0)),
         "trainer_snapshot_last_step": lead.get("snapshot_step"),
+        "trainer_snapshot_every_steps": lead.get("snapshot_every_steps"),
         "trainer_checkpoint_last_durable_step": saved and saved.step,
         "trainer_checkpoint_last_durable_timestamp_seconds": saved and saved.saved_at,
         "trainer_checkpoint_last_durable_bytes": saved and saved.bytes,

@@ -117,10 +117,14 @@ class Recorder:
             logger.info("started again from the beginning")
         self._publish(self._clock())
 
-    def step(self, step: int, samples: int, own_seconds: Sequence[float] = ()) -> None:
+    def step(self, step: int, samples: int, own_seconds: Sequence[float] = (), data_seconds: float = 0.0) -> None:
         """An optimizer step is done, in which this rank had `samples` samples. Call it after every step; it costs microseconds.
 
-        `own_seconds`: each rank's own part of it, where known, for finding a slow one.
+        Args:
+            step: its number.
+            samples: of this rank.
+            own_seconds: each rank's own part of it, where known, for finding a slow one.
+            data_seconds: for how long this rank's host was busy with the samples.
         """
         now = self._clock()
         if self._phase != "training":
@@ -135,6 +139,7 @@ class Recorder:
         facts = self._facts
         facts["samples_total"] += samples
         facts["samples"] = samples
+        facts["data_seconds_total"] = facts.get("data_seconds_total", 0.0) + data_seconds
         if own_seconds:
             facts["own_seconds"] = [round(seconds, 5) for seconds in own_seconds[:MAX_RANKS]]
         if now - self._published >= PUBLISH_SECONDS:
@@ -167,12 +172,18 @@ class Recorder:
         logger.info("step %d evaluated in %.1f s: %s", step, seconds, _readable(metrics))
         self._publish(self._clock())
 
-    def kept(self, step: int, stall_seconds: float) -> None:
-        """The state of `step` is in the node's memory, for which training stood still for `stall_seconds`."""
+    def kept(self, step: int, stall_seconds: float, every_steps: int) -> None:
+        """The state of `step` is in the node's memory, for which training stood still for `stall_seconds`; so often from there on."""
         facts = self._facts
+        facts["snapshot_every_steps"] = every_steps
         facts["snapshot_step"] = step
         facts["snapshot_count_total"] = facts.get("snapshot_count_total", 0) + 1
-        facts["snapshot_stall_seconds_total"] = facts.get("snapshot_stall_seconds_total", 0.0) + stall_seconds
+        facts["snapshot_stall_seconds_total"] = self.stalled_seconds + stall_seconds
+
+    @property
+    def stalled_seconds(self) -> float:
+        """Training has stood still for snapshots so long since the rank's start, those that stay in memory included."""
+        return float(self._facts.get("snapshot_stall_seconds_total", 0.0))
 
     @property
     def step_seconds(self) -> float | None:
@@ -186,7 +197,8 @@ class Recorder:
         self._enter("finished", now)
         self._keep_test(metrics)
         self._facts.update(note="", note_done=0, note_total=0)
-        self._event("finish", step=step, metrics=metrics, seconds=now - self._started, attempt=self._attempt)
+        took = {"seconds": now - self._started, "stall_seconds_so_far": round(self.stalled_seconds, 6)}
+        self._event("finish", step=step, metrics=metrics, **took, attempt=self._attempt)
         logger.info("finished at step %d: %s", step, _readable(metrics))
         self._publish(now)
 
