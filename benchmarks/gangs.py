@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any, TypeVar
 import psutil
 from contestants import DDP, PEERS
 from processes import BenchmarkError, family, started, wait_for
+from prometheus_client.parser import text_string_to_metric_families
 
 Found = TypeVar("Found")
 
@@ -49,6 +51,8 @@ class Gang:
     """Of a node."""
     environment: Callable[[int], dict[str, str]]
     nodes: list[Node] = field(default_factory=list)
+    ports: dict[int, int] = field(default_factory=dict)
+    """Ours: where each node says how it is."""
 
     @property
     def run_dir(self) -> Path:
@@ -103,6 +107,13 @@ class Gang:
         """What the ranks have noted, in order."""
         return whole_lines(self.stamps)
 
+    def reading(self, name: str) -> float | None:
+        """Ours: a metric of node 0's, without labels; None while it does not say."""
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.ports[0]}/metrics", timeout=5) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+            return next((sample.value for family in families for sample in family.samples if sample.name == name), None)
+        return None
+
     def wait(self, look: Callable[[], Found | None], bound_seconds: float, what: str) -> Found:
         """Until something is there, or node 0 ends without it.
 
@@ -141,8 +152,9 @@ def ours(model: str, batch: int) -> tuple[Callable[[Gang, int], list[str]], Call
     """Command and environment of our nodes: everything about checkpoints and faults at its default."""
     port = free_port()
 
-    def command(gang: Gang, node: int) -> list[str]:  # noqa: ARG001  # the environment says which it is
-        settings = settings_of_ours(model, batch, gang.stamps) | {"telemetry.port": free_port()}
+    def command(gang: Gang, node: int) -> list[str]:
+        gang.ports[node] = free_port()
+        settings = settings_of_ours(model, batch, gang.stamps) | {"telemetry.port": gang.ports[node]}
         pairs = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         return [str(DDP), "launch", "--run-dir", str(gang.run_dir), *pairs]
 

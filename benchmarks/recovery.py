@@ -1,11 +1,15 @@
 """From a fault to the first new step, and what the fault cost: 4 nodes of ResNet-50 on this machine, ours beside torchrun and Lightning.
 
-    python benchmarks/recovery.py [--turns 3]    about 25 minutes on 2 cores: a peer that does not come back is given 120 s each time
+    python benchmarks/recovery.py [--turns 3]    about 40 minutes on 2 cores: a peer that does not come back is given 120 s each time
     python benchmarks/recovery.py --quick        about 4 minutes: one turn of ours, one kill of a rank for torchrun, at most 60 s
 
 A turn of ours is one run that meets every fault in turn, with everything about checkpoints and faults at its default; its nodes are four
 `ddp launch`, as in containers. A peer is four torchrun (c10d rendezvous) with a save every 5 steps, started anew for every fault. All train
 at the same batch. "machinery" is all but building the model and the step itself. A lost node's clock starts when its replacement does.
+
+Each fault strikes when it costs most: one rank or node right before the next snapshot in memory is due, all nodes when the newest
+checkpoint is as old as it gets, a peer right before its next save. At the end a run of ours is left alone (`--calm`): whatever it takes for
+a fault is a false alarm.
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ import argparse
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +51,21 @@ BARS_SECONDS = {KILLED: 5.0, NODE_LOST: 8.0, NODE_0_LOST: 8.0, HUNG: 30.0}
 MACHINERY_BAR_SECONDS = 1.5
 BARS_LOST_SECONDS = {ALL_LOST: 15.0}
 BARS_LOST_STEPS = {PREEMPTED: 0}
-PEER_FAULTS = {"examples_imagenet": (KILLED, NODE_LOST, HUNG), "lightning_loop": (KILLED,)}
-PEER_NAMES = {"examples_imagenet": "torchrun c10d + examples_imagenet", "lightning_loop": "torchrun c10d + Lightning Trainer"}
+SINGLE = (KILLED, NODE_LOST, NODE_0_LOST, HUNG)
+"""Whoever is left has the state in memory, so that a memory interval is lost at most."""
+OLD_SECONDS = 11.0
+"""Since the newest checkpoint became durable; the next one is due 15 s after it at the latest, with a step and a write less."""
+PEER_SAVE_STEPS = 5
+PEER_FAULTS = {
+    "examples_imagenet": (KILLED, NODE_LOST, HUNG, ALL_LOST),
+    "dcp_loop": (KILLED, ALL_LOST, PREEMPTED),
+    "lightning_loop": (KILLED,),
+}
+PEER_NAMES = {
+    "examples_imagenet": "torchrun c10d + examples_imagenet",
+    "dcp_loop": "torchrun c10d + DCP async_save",
+    "lightning_loop": "torchrun c10d + Lightning Trainer",
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,8 @@ class Outcome:
     """Done before the fault, and done again."""
     lost_seconds: float | None = None
     """Of work that had to be done again, the step that the fault met included."""
+    memory_every_steps: int | None = None
+    """The interval of snapshots in memory when the fault struck; None where it does not count."""
     incident: Incident | None = None
 
 
@@ -70,17 +90,19 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=3, help="of ours")
     parser.add_argument("--peer-turns", type=int, default=1)
     parser.add_argument("--cap", type=float, default=120.0, help="seconds that a peer is given to come back")
-    parser.add_argument("--quick", action="store_true", help="one turn of ours, one fault of torchrun, a cap of 60 s")
+    parser.add_argument("--calm", type=float, default=600.0, help="seconds without a fault, at the end; 0: none")
+    parser.add_argument("--quick", action="store_true", help="one turn of ours, one fault of torchrun, a cap of 60 s, a calm of 60 s")
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--batch", type=int, default=16, help="samples per rank and step")
     parser.add_argument("--only", choices=("ours", "peers"), default=None)
     flags = parser.parse_args()
-    turns, cap = (1, 60.0) if flags.quick else (flags.turns, flags.cap)
+    turns, cap, calm_seconds = (1, 60.0, 60.0) if flags.quick else (flags.turns, flags.cap, flags.calm)
     peer_faults = {"examples_imagenet": (KILLED,)} if flags.quick else PEER_FAULTS
     print(machine())
     print(f"{NODES} nodes x 1 rank, {flags.model}, imagenet stem, gloo, batch {flags.batch} per rank; n = {turns}\n")
     ours: dict[str, list[Outcome]] = {}
     theirs: dict[tuple[str, str], list[Outcome]] = {}
+    calm = None
     try:
         for turn in range(max(turns, flags.peer_turns)):
             if turn < turns and flags.only != "peers":
@@ -92,10 +114,16 @@ def main() -> int:
                         theirs.setdefault((script, fault), []).append(turn_of_peer(script, fault, flags.model, flags.batch, cap))
                         print(f"... {script}, {fault}: {theirs[script, fault][-1].seconds}", file=sys.stderr, flush=True)
             print(f"... turn {turn + 1} done", file=sys.stderr, flush=True)
+        if calm_seconds and flags.only != "peers":
+            calm = calm_of_ours(flags.model, flags.batch, calm_seconds)
     except BenchmarkError as error:
         print(f"recovery: {error}", file=sys.stderr)
         return 1
     print_all(ours, theirs, cap)
+    if calm:
+        steps, alarms = calm
+        holds = "holds" if not alarms else "does NOT hold"
+        print(f"\nLeft alone for {calm_seconds:.0f} s, {steps} steps: {len(alarms)} false alarms (bar: 0, {holds}) {'; '.join(alarms)}")
     return 0
 
 
@@ -106,7 +134,7 @@ def turn_of_ours(model: str, batch: int) -> dict[str, Outcome]:
         BenchmarkError: it did not come back from one.
     """
 
-    def replace(node: int) -> Callable[[Gang], tuple[float, float]]:
+    def replaced(node: int) -> Callable[[Gang], tuple[float, float]]:
         return lambda gang: (gang.kill(node), gang.start(node))
 
     def strike(rank: int, signum: signal.Signals) -> Callable[[Gang], tuple[float, float]]:
@@ -114,8 +142,8 @@ def turn_of_ours(model: str, batch: int) -> dict[str, Outcome]:
 
     faults: dict[str, Callable[[Gang], tuple[float, float]]] = {
         KILLED: strike(VICTIM, signal.SIGKILL),
-        NODE_LOST: replace(VICTIM),
-        NODE_0_LOST: replace(0),
+        NODE_LOST: replaced(VICTIM),
+        NODE_0_LOST: replaced(0),
         HUNG: strike(1, signal.SIGSTOP),
         ALL_LOST: lambda gang: (gang.kill(*range(NODES)), gang.start_all()),
         PREEMPTED: lambda gang: (gang.terminate_all(LEAVE_SECONDS), gang.start_all()),
@@ -126,13 +154,40 @@ def turn_of_ours(model: str, batch: int) -> dict[str, Outcome]:
         until, what = FIRST_FAULT_AFTER_STEP, f"step {FIRST_FAULT_AFTER_STEP}"
         for fault, strike_now in faults.items():
             gang.wait(lambda until=until: _trained(gang, until), START_SECONDS, what)  # type: ignore[misc]  # a default cannot be typed
+            every = gang.wait(lambda fault=fault: _worst_moment(gang, fault), BACK_SECONDS, f"the worst moment for: {fault}")  # type: ignore[misc]
             attempt = _steps(gang)[-1]["attempt"]
             struck, clock = strike_now(gang)
             back = gang.wait(lambda attempt=attempt: _back(gang, attempt), BACK_SECONDS, f"a step after: {fault}")  # type: ignore[misc]
-            outcomes[fault] = _outcome(gang, struck, clock, back)
+            outcomes[fault] = replace(_outcome(gang, struck, clock, back), memory_every_steps=every if fault in SINGLE else None)
             print(f"... ours, {fault}: {outcomes[fault].seconds:.1f} s, {outcomes[fault].lost_steps} lost", file=sys.stderr, flush=True)
             until, what = back["step"] + STEPS_BETWEEN, f"{STEPS_BETWEEN} steps after: {fault}"
     return outcomes
+
+
+def calm_of_ours(model: str, batch: int, seconds: float) -> tuple[int, list[str]]:
+    """A run that nobody disturbs: steps, and what it took for a fault.
+
+    Raises:
+        BenchmarkError: it ended.
+    """
+    with tempfile.TemporaryDirectory(prefix="ddp-bench-") as folder, running(Path(folder), *gangs.ours(model, batch)) as gang:
+        gang.start_all()
+        first = gang.wait(lambda: _trained(gang, FIRST_FAULT_AFTER_STEP), START_SECONDS, f"step {FIRST_FAULT_AFTER_STEP}")
+        last = gang.wait(lambda: _trained_at(gang, first["time"] + seconds), seconds + START_SECONDS, f"a step after {seconds:.0f} s")
+        events = whole_lines(gang.run_dir / "events.jsonl")
+        alarms = [event.get("message") or event["kind"] for event in events if event["kind"] in {"fault", "restart", "stacks", "stop"}]
+    return last["step"] - first["step"], alarms
+
+
+def _worst_moment(gang: Gang, fault: str) -> int | None:
+    """Steps between two snapshots in memory, 0 where they do not matter; None: it has not come yet."""
+    if fault == PREEMPTED:
+        return 0
+    if fault == ALL_LOST:
+        saved = [event["time"] for event in whole_lines(gang.run_dir / "events.jsonl") if event["kind"] == "checkpoint"]
+        return 0 if saved and time.time() - saved[-1] >= OLD_SECONDS else None
+    kept, every = gang.reading("trainer_snapshot_last_step"), gang.reading("trainer_snapshot_every_steps")
+    return int(every) if kept and every and _steps(gang)[-1]["step"] == kept + every - 1 else None
 
 
 def turn_of_peer(script: str, fault: str, model: str, batch: int, cap_seconds: float) -> Outcome:
@@ -148,11 +203,19 @@ def turn_of_peer(script: str, fault: str, model: str, batch: int, cap_seconds: f
             marks = (mark for mark in gang.marks() if mark["what"] == "step" and mark["pid"] not in strangers and mark["step"] >= step)
             return next(marks, None)
 
-        gang.wait(lambda: stepped(FIRST_FAULT_AFTER_STEP), START_SECONDS, f"{script}'s step {FIRST_FAULT_AFTER_STEP}")
+        until = -(-FIRST_FAULT_AFTER_STEP // PEER_SAVE_STEPS) * PEER_SAVE_STEPS - 1
+        gang.wait(lambda: stepped(until), START_SECONDS, f"{script}'s step {until}")
         old, done = frozenset(mark["pid"] for mark in gang.marks()), max(mark.get("step", 0) for mark in gang.marks())
         if fault == NODE_LOST:
             gang.kill(VICTIM)
             clock = gang.start(VICTIM)
+        elif fault == ALL_LOST:
+            gang.kill(*range(NODES))
+            clock = gang.start_all()
+        elif fault == PREEMPTED:
+            gang.terminate_all(LEAVE_SECONDS)
+            done = max(mark.get("step", 0) for mark in gang.marks())
+            clock = gang.start_all()
         else:
             clock = gang.signal_rank(VICTIM, signal.SIGSTOP if fault == HUNG else signal.SIGKILL)
         back = gang.within(lambda: stepped(0, old), cap_seconds)
@@ -210,6 +273,10 @@ def _trained(gang: Gang, step: int) -> dict[str, Any] | None:
     return next((line for line in _steps(gang) if line["step"] >= step), None)
 
 
+def _trained_at(gang: Gang, moment: float) -> dict[str, Any] | None:
+    return next((line for line in _steps(gang) if line["time"] >= moment), None)
+
+
 def _back(gang: Gang, attempt: int) -> dict[str, Any] | None:
     return next((line for line in _lines(gang) if line["attempt"] > attempt), None)
 
@@ -217,7 +284,7 @@ def _back(gang: Gang, attempt: int) -> dict[str, Any] | None:
 def print_all(ours: dict[str, list[Outcome]], theirs: dict[tuple[str, str], list[Outcome]], cap: float) -> None:
     """Times, break-down, losses."""
     rows = []
-    for fault in (KILLED, NODE_LOST, NODE_0_LOST, HUNG):
+    for fault in SINGLE:
         seconds = [outcome.seconds for outcome in ours.get(fault, []) if outcome.seconds is not None]
         bar = BARS_SECONDS[fault]
         holds = ("yes" if max(seconds) < bar else "NO") if seconds else "-"
@@ -237,21 +304,33 @@ def print_all(ours: dict[str, list[Outcome]], theirs: dict[tuple[str, str], list
         rows.append([f"of it machinery (bar: < {MACHINERY_BAR_SECONDS} s, {holds})", f"{middle(machinery, 2)} s"])
         print_table(("part", "seconds"), rows)
     if ours:
-        print("\nWhat each fault cost (the peers save every 5 steps):\n")
+        print(f"\nWhat each fault cost (the peers save every {PEER_SAVE_STEPS} steps):\n")
         rows = []
         for fault, outcomes in ours.items():
             steps = [outcome.lost_steps for outcome in outcomes if outcome.lost_steps is not None]
             work = [outcome.lost_seconds for outcome in outcomes if outcome.lost_seconds is not None]
-            rows.append([fault, middle(steps), spread(steps), f"{middle(work, 1)} s", spread(work, 1), *_loss_bar(fault, steps, work)])
-        print_table(("fault", "steps done again", "min - max", "work done again", "min - max", "bar", "holds, every time"), rows)
+            peers = [_lost(theirs.get((script, fault), [])) for script in PEER_NAMES]
+            rows.append([fault, middle(steps), spread(steps), f"{middle(work, 1)} s", spread(work, 1), *_loss_bar(fault, outcomes), *peers])
+        columns = ("fault", "steps done again", "min - max", "work done again", "min - max", "bar", "holds, every time")
+        print_table((*columns, *PEER_NAMES.values()), rows)
 
 
-def _loss_bar(fault: str, steps: Sequence[int], work: Sequence[float]) -> tuple[str, str]:
-    if fault in BARS_LOST_STEPS:
-        return f"{BARS_LOST_STEPS[fault]} steps", "yes" if max(steps) <= BARS_LOST_STEPS[fault] else "NO"
+def _loss_bar(fault: str, outcomes: Sequence[Outcome]) -> tuple[str, str]:
     if fault in BARS_LOST_SECONDS:
-        return f"<= {BARS_LOST_SECONDS[fault]:.0f} s", "yes" if max(work) <= BARS_LOST_SECONDS[fault] else "NO"
-    return "a few steps", "-"
+        holds = all((outcome.lost_seconds or 0.0) <= BARS_LOST_SECONDS[fault] for outcome in outcomes)
+        return f"<= {BARS_LOST_SECONDS[fault]:.0f} s", "yes" if holds else "NO"
+    if fault in BARS_LOST_STEPS:
+        holds = all((outcome.lost_steps or 0) <= BARS_LOST_STEPS[fault] for outcome in outcomes)
+        return f"{BARS_LOST_STEPS[fault]} steps", "yes" if holds else "NO"
+    every = [outcome.memory_every_steps or 0 for outcome in outcomes]
+    holds = all((outcome.lost_steps or 0) <= most for outcome, most in zip(outcomes, every, strict=True))
+    return f"memory interval: {spread(every)} steps", "yes" if holds else "NO"
+
+
+def _lost(outcomes: Sequence[Outcome]) -> str:
+    """Of a peer: the steps that it did again, if it came back."""
+    lost = [outcome.lost_steps for outcome in outcomes if outcome.lost_steps is not None]
+    return f"{spread(lost)} steps" if lost else "not back" if outcomes else "-"
 
 
 def _capped(outcomes: Sequence[Outcome], cap: float) -> str:

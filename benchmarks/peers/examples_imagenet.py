@@ -1,8 +1,8 @@
 """A training loop in the manner of pytorch/examples' imagenet script: DataLoader workers, DDP, meters read every step.
 
 Written for this benchmark after that script's structure, not copied. It moves each batch to the device, steps, reads loss and top-1/top-5
-back (which it does every batch, too) and prints a line every ten. With `--resume FOLDER` it saves each epoch and at `SAVE_STEPS`, and
-goes on from the last save: what a torchrun user does, for startup.py and recovery.py.
+back (which it does every batch, too) and prints a line every ten. With `--resume FOLDER` it saves every `SAVE_STEPS` and goes on from the
+last save: what a torchrun user does, for startup.py and recovery.py. dcp_loop.py is the same with other saves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import torch
@@ -27,8 +27,12 @@ SAVE_STEPS = 5
 """Steps between saves with `--resume`: often enough that a restart has something to go on from."""
 
 
-def train(flags: argparse.Namespace, me: Rank) -> Generator[int]:
-    """Epoch after epoch; yields after each step."""
+Save = Callable[[int], None]
+"""To be called by all ranks after every `SAVE_STEPS`, with the step."""
+
+
+def train(flags: argparse.Namespace, me: Rank, saves: Callable[..., tuple[int, Save]] | None = None) -> Generator[int]:
+    """Epoch after epoch; yields after each step. `saves(flags, me, model, optimizer)` resumes, and gives the step and what saves."""
     if me.world > 1:
         dist.init_process_group("nccl" if me.device.type == "cuda" else "gloo")
     model = build_model(flags).to(me.device)
@@ -37,7 +41,7 @@ def train(flags: argparse.Namespace, me: Rank) -> Generator[int]:
     ranks_model = DistributedDataParallel(model, **ddp_options(flags)) if me.world > 1 else model
     optimizer = build_optimizer(flags, model)
     loader = train_loader(flags, me, shard=True)
-    step = _resume(flags.resume, model, optimizer)
+    step, save = (saves or inline)(flags, me, model, optimizer) if flags.resume else (0, None)
     _stamp(flags.stamps, me, "ready", step)
     for epoch in range(step // len(loader), 2**31):
         if isinstance(loader.sampler, DistributedSampler):
@@ -49,8 +53,8 @@ def train(flags: argparse.Namespace, me: Rank) -> Generator[int]:
             _stamp(flags.stamps, me, "step", step)
             if step % PRINT_STEPS == 0 and not flags.control:
                 print(f"epoch {epoch} step {step} loss {loss:.3f} acc@1 {top1:.1f} acc@5 {top5:.1f}", flush=True)
-            if flags.resume and me.leads and step % SAVE_STEPS == 0:
-                _save(flags.resume, step, model, optimizer)
+            if save and step % SAVE_STEPS == 0:
+                save(step)
             yield len(labels)
 
 
@@ -68,20 +72,22 @@ def _step(
     return loss.item(), top1.item(), top5.item()
 
 
-def _save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    draft = folder / "checkpoint.pth.tar.draft"
-    torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, draft)
-    draft.replace(folder / "checkpoint.pth.tar")
+def inline(flags: argparse.Namespace, me: Rank, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Save]:
+    """`torch.save` by rank 0 while the others wait; the newest is loaded on every rank."""
+    file, step = flags.resume / "checkpoint.pth.tar", 0
 
+    def save(step: int) -> None:
+        if me.leads:
+            draft = file.with_suffix(".draft")
+            torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, draft)
+            draft.replace(file)
 
-def _resume(folder: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load the newest save on every rank; the step it was made at, 0 if there is none."""
-    if folder is None or not (folder / "checkpoint.pth.tar").is_file():
-        return 0
-    state = torch.load(folder / "checkpoint.pth.tar", weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+    if file.is_file():
+        state = torch.load(file, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = int(state["step"])
+    return step, save
 
 
 def _stamp(file: Path | None, me: Rank, what: str, step: int) -> None:
