@@ -54,7 +54,7 @@ BARS_LOST_STEPS = {PREEMPTED: 0}
 SINGLE = (KILLED, NODE_LOST, NODE_0_LOST, HUNG)
 """Whoever is left has the state in memory, so that a memory interval is lost at most."""
 OLD_SECONDS = 11.0
-"""Since the newest checkpoint became durable; the next one is due 15 s after it at the latest, with a step and a write less."""
+"""Since the newest checkpoint became durable: the next one is due 15 s after it, less a step and a write."""
 PEER_SAVE_STEPS = 5
 PEER_FAULTS = {
     "examples_imagenet": (KILLED, NODE_LOST, HUNG, ALL_LOST),
@@ -187,7 +187,12 @@ def _worst_moment(gang: Gang, fault: str) -> int | None:
         saved = [event["time"] for event in whole_lines(gang.run_dir / "events.jsonl") if event["kind"] == "checkpoint"]
         return 0 if saved and time.time() - saved[-1] >= OLD_SECONDS else None
     kept, every = gang.reading("trainer_snapshot_last_step"), gang.reading("trainer_snapshot_every_steps")
-    return int(every) if kept and every and _steps(gang)[-1]["step"] == kept + every - 1 else None
+    steps = _steps(gang)
+    if not kept or not every or len(steps) < 2:
+        return None
+    # what goes to disk is kept in memory, too, and may come first
+    steps_to_disk = int(OLD_SECONDS / (steps[-1]["time"] - steps[0]["time"]) * (len(steps) - 1))
+    return int(every) if steps[-1]["step"] >= kept + min(every, steps_to_disk) - 1 else None
 
 
 def turn_of_peer(script: str, fault: str, model: str, batch: int, cap_seconds: float) -> Outcome:

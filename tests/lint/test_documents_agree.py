@@ -10,6 +10,8 @@ from pydantic.alias_generators import to_camel
 from ddp_operator.api.trainingrun import CheckpointSpec
 from ddp_trainer.config import FaultToleranceSection, RunConfig
 from ddp_trainer.errors import EXITS
+from ddp_trainer.telemetry.events import KINDS
+from ddp_trainer.telemetry.metrics import METRICS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -84,6 +86,18 @@ def test_keys_of_the_configuration_that_a_page_names_exist(page):
 @pytest.mark.parametrize("key", ["every_seconds", "memory_every_steps", "mtbf_seconds", "mirror_url", "keep"])
 def test_the_page_about_faults_leads_to_the_key_of_each_tier(key):
     assert f"`checkpoint.{key}" in FAULTS.read_text()
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_the_page_about_observing_has_every_metric(metric):
+    row = f"| `{metric.name}` | {metric.type} | {', '.join(metric.labels) or '-'} | {metric.meaning} |"
+    assert row in (REPOSITORY / "docs" / "observing.md").read_text().splitlines()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_the_page_about_observing_has_every_event(kind):
+    row = f"| `{kind.name}` | {kind.meaning} | {', '.join(f'`{field}`' for field in kind.fields)} |"
+    assert row in (REPOSITORY / "docs" / "observing.md").read_text().splitlines()
 
 
 def test_the_environment_is_read_by_the_command_line_only():
