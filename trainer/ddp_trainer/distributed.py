@@ -141,6 +141,11 @@ class Group:
         exchange.serve(wrapped)
         return wrapped
 
+    @property
+    def hears_late(self) -> bool:
+        """Whether ranks hear of each other's words a step after they were said: on GPUs, where looking at once would stop the pipeline."""
+        return self.device.type == "cuda" and self.world_size > 1
+
     def share_buffers(self, model: nn.Module) -> None:
         """Give every rank rank 0's norm statistics: only those are the run's."""
         self.share(list(model.buffers()))

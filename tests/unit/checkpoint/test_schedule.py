@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import sqrt
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ddp_trainer.checkpoint.schedule import FEWEST, MEMORY_COST_RATIO, Schedule
@@ -75,11 +75,24 @@ def test_auto_is_the_interval_of_young_and_daly_for_the_measured_stall_with_a_ca
 
 
 @pytest.mark.parametrize("policy", [{"every_seconds": 15}, {"every_seconds": "auto", "max_lost_seconds": 15, "mtbf_seconds": 1e9}])
-@pytest.mark.parametrize(("step", "persist", "seconds"), [(1.0, 1.5, 12.5), (0, 2, 13), (4, 9, 7.5), (100, 100, 7.5)])
-def test_what_is_at_risk_is_the_interval_a_step_and_the_write_unless_those_take_most_of_it(policy, step, persist, seconds):
+@pytest.mark.parametrize(("step", "persist", "seconds"), [(1.0, 1.5, 11.5), (0, 2, 13), (4, 9, 7.5), (100, 100, 7.5)])
+def test_what_is_at_risk_is_the_interval_two_steps_and_the_write_unless_those_take_most_of_it(policy, step, persist, seconds):
     made = schedule(**policy, stalls=[0.02], step_seconds=step)
     made.persist_seconds = persist
     assert made.durable_every_seconds == seconds
+
+
+@given(st.floats(0.01, 3), st.floats(0, 3), st.floats(0.5, 60), st.sampled_from([2, 3]))
+def test_no_more_work_is_ever_at_risk_than_is_allowed(step_seconds, persist_seconds, most, steps_to_keep):
+    assume(steps_to_keep * step_seconds + persist_seconds <= most / 2)
+    made = Schedule(CheckpointSection(every_seconds=most), 10**9, step_seconds, persist_seconds, steps_to_keep)
+    kept_at, said, at_risk = 0.0, [False] * (steps_to_keep - 1), []
+    for step in range(1, 200):  # what is said before a step is done after it, or after the next one on a GPU
+        said.append(made.durable_is_due(step, 0, (step - 1) * step_seconds - kept_at))
+        if said[-(steps_to_keep - 1)]:
+            at_risk.append(step * step_seconds - kept_at + persist_seconds)
+            kept_at, said = step * step_seconds, [False] * (steps_to_keep - 1)
+    assert max(at_risk, default=0) <= most * (1 + 1e-9)
 
 
 def test_auto_before_anything_was_measured_is_the_cap():

@@ -158,6 +158,13 @@ def test_parameters_and_momentum_stand_still_in_skipped_steps():
     assert not same(seen[4], seen[5])
 
 
+def test_a_skipped_step_takes_no_time_for_samples():
+    run, took = training(), []
+    run.skipped = [(2, 4)]
+    train(run, engine.Hooks(**{**vars(Diary().hooks()), "stepped": lambda *_: took.append(run.data_seconds)}))
+    assert [bool(seconds) for seconds in took[:5]] == [True, True, False, False, True]
+
+
 def test_evaluations_in_skipped_steps_are_done_as_ever():
     run, diary = training(), Diary()
     run.skipped = [(4, 5), (8, 10)]

@@ -8,7 +8,7 @@ from small_training import Diary, PointsTask, config, parameters, training
 from torch import nn
 
 from ddp_trainer import engine
-from ddp_trainer.engine import train
+from ddp_trainer.engine import loop, train
 from ddp_trainer.engine.step import DeviceTimer, HostTimer, timer_on
 from ddp_trainer.errors import ConfigError, DivergedError
 
@@ -34,6 +34,13 @@ def test_the_outside_is_told_of_everything_in_order():
     assert diary.of("keep") == [(step,) for step in range(1, 11)]
     assert [step for step, _ in diary.of("evaluated")] == [5, 10]
     assert diary.of("evaluated")[-1][1] == metrics
+
+
+def test_what_it_takes_to_make_all_states_equal_is_told_with_the_keeping(monkeypatch):
+    run, told, clock = training(), [], iter(range(10**6))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock))  # a second between any two looks
+    train(run, engine.Hooks(**{**vars(Diary().hooks()), "keep": lambda *words: told.append(words)}))
+    assert told == [(step, 1) for step in range(1, 11)]
 
 
 @pytest.mark.parametrize(("every", "steps"), [(1, [*range(1, 11)]), (4, [4, 8, 10]), (100, [10])])

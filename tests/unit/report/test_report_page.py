@@ -93,7 +93,7 @@ def test_bar_of_the_run_time_has_the_parts_in_proportion(html):
     bar = html.split('class="split"')[1].split("</div>")[0]
     grown = [float(share) for share in re.findall(r"flex-grow:([\d.]+)", bar)]
     assert sum(grown) == pytest.approx(1, abs=1e-5)
-    assert re.findall(r'title="([^,]+),', bar) == ["training that lasted", "lost work", "recovery", "checkpoint stall", "start"]
+    assert re.findall(r'title="([^,]+),', bar) == ["training that lasted", "lost work", "recovery", "copies of the state", "start"]
 
 
 def test_settings_that_differ_from_the_defaults_are_marked(html):

@@ -130,6 +130,13 @@ RECORDS = st.lists(st.tuples(RECORD, st.dictionaries(st.sampled_from(KEYS[3:]), 
 DOCUMENT = st.none() | st.dictionaries(st.sampled_from(KEYS), ODD, max_size=5)
 
 
+def test_the_stall_of_a_checkpoint_is_that_of_its_own_copy():
+    saved = [{"time": at, "kind": "checkpoint", "step": at, "stall_seconds": 0.25, "stall_seconds_so_far": 0.3 * at} for at in (5, 9)]
+    run = tell(inputs({"time": 0, "kind": "first_step", "step": 1}, *saved, {"time": 20, "kind": "finish", "step": 20}))
+    assert next(card.note for card in cards(run) if card.label == "Checkpoints") == "250 ms stall each"
+    assert run.goodput.stall_seconds == 0.3 * 9
+
+
 @settings(max_examples=200, deadline=None)
 @given(events=RECORDS, metrics=RECORDS, progress=DOCUMENT, evaluation=DOCUMENT, config=DOCUMENT)
 def test_no_input_however_odd_breaks_the_story(events, metrics, progress, evaluation, config):

@@ -57,6 +57,7 @@ def meta_of(step: int) -> dict[str, Any]:
         "metrics": {"accuracy": 0.5},
         "skipped": [[2, 3]],
         "stall_seconds": 0.25,
+        "stall_seconds_so_far": 0.75,
         "history": [[step, {"accuracy": 0.5}]],
     }
 
@@ -78,7 +79,7 @@ def put_on_disk(store: CheckpointStore, state: RunState, step: int) -> None:
     """As the background writer does it."""
     memory = empty()
     snapshot = keep(memory, state, step)
-    meta = {name: value for name, value in snapshot.meta.items() if name not in {"stall_seconds", "history"}}
+    meta = {name: value for name, value in snapshot.meta.items() if name not in {"stall_seconds", "stall_seconds_so_far", "history"}}
 
     def describe(files: dict[str, FileEntry]) -> Manifest:
         return Manifest(**meta, saved_at=time.time(), files=files)

@@ -44,6 +44,7 @@ def test_a_request_becomes_a_checkpoint_with_the_bits_of_the_snapshot_and_is_rep
     assert (loaded.extra["history"], loaded.manifest.skipped, loaded.manifest.attempt) == ([[7, {"accuracy": 0.5}]], [(2, 3)], 1)
     (event,) = bench.events("checkpoint")
     assert (event["step"], event["bytes"], event["attempt"]) == (7, saved["bytes"], 1)
+    assert (event["stall_seconds"], event["stall_seconds_so_far"]) == (0.25, 0.75)
 
 
 def test_a_request_from_before_the_writer_was_there_is_served(bench):

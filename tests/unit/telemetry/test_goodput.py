@@ -246,12 +246,18 @@ def test_copies_that_stayed_in_memory_are_stalls_too():
     assert summary([START, FORM, FIRST, first, FAULT, *AGAIN, second, finish]).stall_seconds == 0.75 + 1.25
 
 
-@pytest.mark.parametrize(("struck_at", "detect"), [(-0.25, 0.25), (0.0, 0), (3.0, 0), (-3600.0, 0), (None, 0)])
+@pytest.mark.parametrize(("struck_at", "detect"), [(-0.25, 0.25), (0.0, 0), (3.0, 0), (-5.0, 0), (-3600.0, 0), (None, 0)])
 def test_a_death_is_detected_as_late_as_node_0_writes_of_it_unless_the_clocks_disagree(struck_at, detect):
     fault = {**FAULT, "struck_at": None if struck_at is None else FAULT["time"] + struck_at}
     (incident,) = incidents([START, FORM, FIRST, fault, *AGAIN])
     assert phases(incident)[0] == detect
     assert incident.recovery_seconds == 4 + detect
+
+
+def test_how_long_a_hang_was_not_seen_is_a_number_or_in_an_older_diary_in_its_sentence():
+    hang = {**FAULT, "cause": "hang"}
+    found = [incidents([START, FORM, FIRST, {**hang, **words}, *AGAIN])[0] for words in ({"still_seconds": 2.5}, {"message": STILL}, {})]
+    assert [phases(incident)[0] for incident in found] == [2.5, 6, 0]
 
 
 def test_standing_still_before_a_hang_is_seen_is_not_training():

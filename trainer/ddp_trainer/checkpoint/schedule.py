@@ -27,7 +27,9 @@ class Schedule:
     step_seconds: float = 0.0
     """Usual duration of a step; 0 while it is not known."""
     persist_seconds: float = 0.0
-    """What the newest durable checkpoint took from the snapshot on; 0 while none did."""
+    """What the newest durable checkpoint took to write; 0 while none was written."""
+    steps_to_keep: int = 2
+    """Steps that may end between the moment at which the state is due and its copy: it is said before one, and done after the next."""
     _stalls: deque[float] = field(default_factory=lambda: deque(maxlen=MEASURED))
 
     def stalled(self, seconds: float) -> None:
@@ -56,8 +58,9 @@ class Schedule:
         if every is None:
             return None
         most = policy.max_lost_seconds if every == "auto" else every
-        # a fault right before the next one is durable costs the interval, the step until it is seen to be due, and the write
-        longest = max(most - self.step_seconds - self.persist_seconds, most / 2)  # half, where writing takes that long: no storm of them
+        # a fault right before the next one is durable costs the interval, the steps until it is copied, and the write
+        ahead = self.steps_to_keep * self.step_seconds + self.persist_seconds
+        longest = max(most - ahead, most / 2)  # half, where that takes most of the time: no storm of checkpoints
         best = math.sqrt(2 * self.stall_seconds * policy.mtbf_seconds)  # Young (1974), Daly (2006), for a stall far below the MTBF
         return min(longest, best) if every == "auto" and best else longest
 

@@ -79,7 +79,7 @@ class CheckpointSection(Section):
     every_steps: Positive | None = None
     """Save at multiples of this step; None: by time only."""
     every_seconds: Seconds | Literal["auto"] | None = 15.0
-    """Save so often that the loss of all nodes undoes at most so much work, a step and a write included; None: by steps only.
+    """Save so often that the loss of all nodes undoes at most so much work, two steps and a write included; None: by steps only.
 
     auto: the best interval by Young and Daly for the measured stall and `mtbf_seconds`, with at most `max_lost_seconds` at risk."""
     mtbf_seconds: Seconds = 3600.0

@@ -57,6 +57,7 @@ def train(run: Training, hooks: Hooks) -> dict[str, float]:
         lr = learning_rate(run.config, run.step, run.total_steps)
         wish = hooks.wish(run.step + 1)
         is_skipped = any(first <= run.step < end for first, end in run.skipped)
+        run.data_seconds = 0.0
         heard = Words() if is_skipped else one_step(run, lr, wish, timer)
         run.step += 1
         hooks.stepped(run.step, run.config.data.global_batch, heard.own_seconds)

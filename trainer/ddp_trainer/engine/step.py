@@ -89,7 +89,6 @@ def one_step(run: Training, lr: float, wish: Words | None = None, timer: HostTim
     indices, epochs = global_batch(seed, len(run.train_set), batch, run.step)
     mine = micro_batches_of(run.group.rank, run.group.world_size, run.micro_batches)
     finite = True
-    run.data_seconds = 0.0
     run.ranks_model.train()
     for number in mine:
         part = micro_batch(number, run.micro_batches, batch)

@@ -53,7 +53,7 @@ class Training:
     own_seconds: float = 0.0
     """This rank's own part of the last step (on a GPU, of the newest that is done): data and forward passes, without waiting for others."""
     data_seconds: float = 0.0
-    """Of the last step: for how long this rank's host was busy with the samples; where a GPU makes the batches, it only asks for them."""
+    """Summed up by each step: for how long this rank's host was busy with samples; where a GPU makes the batches, it only asks for them."""
     probes: list[Tensor] = field(init=False)
     """Parameters whose gradients are looked at in every step."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from pydantic import BaseModel
@@ -67,7 +68,7 @@ def shares(goodput: Goodput) -> list[Share]:
         ("training that lasted", "var(--accent)", goodput.lasting_seconds),
         ("lost work", "var(--warn)", goodput.lost_seconds),
         ("recovery", "var(--bad)", goodput.recovering_seconds),
-        ("checkpoint stall", "var(--violet)", goodput.stall_seconds),
+        ("copies of the state", "var(--violet)", goodput.stall_seconds),
         ("start", "var(--idle)", goodput.starting_seconds),
     )
     return [Share(label, color, seconds, seconds / goodput.wall_seconds) for label, color, seconds in parts if seconds > 0]
@@ -116,6 +117,7 @@ def cards(run: Run) -> list[Card]:
     """The headline numbers, most important first."""
     best = run.best_accuracy
     restarts, saved = sum(run.restarts.values()), run.goodput.checkpoints
+    stalls = [checkpoint.stall_seconds for checkpoint in run.checkpoints if checkpoint.stall_seconds is not None]
     healed = [i.recovery_seconds for i in run.incidents if i.recovery_seconds is not None]
     made = (run.last_step or 0) + (run.lost_steps or 0)
     lost_share = f"{percent(run.lost_steps / made)} of all steps made" if run.lost_steps else ""
@@ -134,7 +136,7 @@ def cards(run: Run) -> list[Card]:
         Card("Restarts", str(restarts), ", ".join(f"{n} {cause_words(c)}" for c, n in run.restarts.items()), "bad" if restarts else ""),
         Card("Lost steps", count(run.lost_steps), lost_share, "bad" if run.lost_steps else ""),
         Card("Recovery", duration(max(healed, default=None)), "the longest, to the first new step" if healed else "not needed"),
-        Card("Checkpoints", str(saved), f"{duration(run.goodput.stall_seconds / saved)} stall each" if saved else ""),
+        Card("Checkpoints", str(saved), f"{duration(median(stalls))} stall each" if stalls else ""),
     ]
 
 

@@ -41,10 +41,6 @@ class Fault:
     struck_at: float | None = None
     """Of a death: when it was, by its node's clock."""
 
-    def unseen_seconds(self, now: float) -> float:
-        """How long the ranks had stood still when node 0 learns of it `now`."""
-        return self.still_seconds or max(0.0, now - (now if self.struck_at is None else self.struck_at))
-
     @property
     def leaves_with(self) -> Exit:
         """The container's exit if nobody restarts anything."""

@@ -89,7 +89,7 @@ class Judge:
         fault = Fault.from_json(text) if text else self.fault_here("peer_loss", 0, "a node came back")
         if fault.cause != REJOIN:
             self.record(fault if fault.step else replace(fault, step=self._chronicle.reached_step))
-        self._chronicle.restarted(fault.cause, fault.unseen_seconds(time.time()))
+        self._chronicle.restarted(fault.cause, fault.still_seconds)
         self._chronicle.save()
         if self._events:
             self._events.append("restart", cause=fault.cause, node=fault.node, attempt=self._chronicle.attempt + 1)

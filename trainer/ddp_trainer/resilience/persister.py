@@ -127,7 +127,8 @@ def _recognise(store: CheckpointStore, snapshots: SnapshotMemory, report: _Repor
             return  # of the same step, from before its evaluation
     except (BadCheckpointError, DataError, OSError):
         return  # it is written anew, which sets the bad one aside
-    numbers = {"bytes": manifest.total_bytes, "stall_seconds": 0.0, "persist_seconds": 0.0, "verified": True}
+    before = report.words.get("checkpoint") or {}  # what a write takes is not known of this one
+    numbers = {"stall_seconds": 0.0, "persist_seconds": before.get("persist_seconds", 0.0), "bytes": manifest.total_bytes, "verified": True}
     report.say(number=wanted.number, checkpoint={"step": manifest.step, "saved_at": manifest.saved_at, **numbers})
 
 

@@ -132,7 +132,7 @@ def _run(config: RunConfig, place: Place, start: Start, page: FactsPage) -> None
     engine.begin(run)
     found = (run.step, run.evaluated_step) if origin.source == "disk" else None
     wall = _Wall(float(origin.meta.get("wall_seconds", 0.0)))
-    schedule = Schedule(config.checkpoint, run.total_steps)
+    schedule = Schedule(config.checkpoint, run.total_steps, steps_to_keep=3 if group.hears_late else 2)
     keeper = Keeper(
         memory=memory if place.local_rank == 0 else None,
         state=state,
@@ -183,12 +183,12 @@ def _hooks(
     run: engine.Training, recorder: Recorder, keeper: Keeper, memory: SnapshotMemory, attempt: int, history: list[Any]
 ) -> engine.Hooks:
     leads, evaluation, batches = run.group.rank == 0, _Wall(0.0), 0
-    hears_late, asked = run.group.device.type == "cuda" and run.group.world_size > 1, 0
+    asked = 0
 
     def wish(step: int) -> Words:
         nonlocal asked
         # what is heard a step late is under way: said again, it would be kept twice
-        keep = leads and keeper.is_due(step) and not (hears_late and asked == step - 1)
+        keep = leads and keeper.is_due(step) and not (run.group.hears_late and asked == step - 1)
         asked = step if keep else asked
         return Words(keep=keep, leave=memory.leave_asked(attempt))
 
@@ -223,9 +223,11 @@ def _hooks(
     )
 
 
-def _kept(recorder: Recorder, schedule: Schedule, writers_words: Callable[[], dict[str, Any]], step: int, *numbers: Any) -> None:
+def _kept(
+    recorder: Recorder, schedule: Schedule, writers_words: Callable[[], dict[str, Any]], step: int, stall_seconds: float, every_steps: int
+) -> None:
     """A snapshot was taken; a good moment to hear how long the last one that went to disk took."""
-    recorder.kept(step, *numbers)
+    recorder.kept(step, stall_seconds, every_steps)
     schedule.persist_seconds = float((writers_words().get("checkpoint") or {}).get("persist_seconds", 0.0))
 
 

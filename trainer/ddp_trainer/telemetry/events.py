@@ -49,7 +49,7 @@ KINDS = (
     Kind(
         "fault",
         "a rank, an agent or a node was lost, or misbehaved",
-        ("cause", "rank", "node", "exit", "step", "message", "window", "struck_at"),
+        ("cause", "rank", "node", "exit", "step", "message", "window", "still_seconds", "struck_at"),
     ),
     Kind("stacks", "what the ranks of a node were doing when they stood still", ("stacks",)),
     Kind("restart", "ranks or an agent are being started again after a fault", ("cause", "node", "attempt")),

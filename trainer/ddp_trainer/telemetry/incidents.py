@@ -19,8 +19,8 @@ REJOIN = "rejoin"
 """The cause of a re-forming that is no fault: a node came back and is let in."""
 STILL = re.compile(r"no sign of life for (\d{1,9}(?:\.\d+)?) s")
 """The watchdog's own measure of how long a hang was not seen; the lines of `metrics.jsonl` may lie minutes apart."""
-LONGEST_UNSEEN_SECONDS = 10.0
-"""Agents learn of a death in tenths of a second, and of one that nobody else notices in seconds."""
+LONGEST_UNSEEN_SECONDS = 3.0
+"""Node 0 writes of a death within tenths of a second, and of one that only others suffered from after one; more is a wrong clock."""
 THE_BEGINNING = "the beginning"
 """The `source` of an incident after which there was no state to go on from."""
 
@@ -148,8 +148,7 @@ class _Reader:
 
     def _seen_alive(self, seconds: float, record: Record, before: Sequence[Moment], after: Sequence[Moment]) -> float:
         """When the ranks were last alive before this fault."""
-        still = STILL.search(text(record.get("message")) or "") if record.get("cause") == HANG.cause else None
-        alive = seconds - (float(still[1]) if still else _unseen_seconds(record))
+        alive = seconds - (_still_seconds(record) if record.get("cause") == HANG.cause else _unseen_seconds(record))
         if (record["kind"], record.get("cause")) == ("fault", PEER_LOST.cause) and after and after[0][1]["kind"] == "start":
             # A successor wrote this: its predecessor died without a word, some time ago, and its last sign of life is all that is known.
             alive = max([*(s for s, _ in before), *self._signs[: bisect_left(self._signs, seconds)][-1:]], default=seconds)
@@ -181,8 +180,14 @@ class _Reader:
         self._current, self._stacks = None, {} if incident is not None else self._stacks
 
 
+def _still_seconds(record: Record) -> float:
+    """How long nothing had moved in a hang; older diaries have it in the sentence only."""
+    still = STILL.search(text(record.get("message")) or "")
+    return max(0.0, number(record.get("still_seconds")) or (float(still[1]) if still else 0.0))
+
+
 def _unseen_seconds(record: Record) -> float:
-    """How long before node 0 wrote of a death it was, by the clock of its own node: a clock that is wrong by much tells nothing."""
+    """How long before node 0 wrote of a death it was, by the clock of its own node."""
     struck_at, written_at = number(record.get("struck_at")), number(record.get("time"))
     unseen = written_at - struck_at if struck_at is not None and written_at is not None else 0.0
     return unseen if 0.0 < unseen < LONGEST_UNSEEN_SECONDS else 0.0

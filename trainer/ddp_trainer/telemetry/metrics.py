@@ -34,7 +34,7 @@ METRICS = (
     Metric("trainer_step_seconds", "histogram", "Duration of optimizer steps", ("rank",), "rank"),
     Metric("trainer_samples_total", "counter", "Samples trained on since the rank's start", ("rank",), "rank"),
     Metric(
-        "trainer_data_wait_seconds_total", "counter", "Time that training waited for samples, since the rank's start", ("rank",), "rank"
+        "trainer_data_wait_seconds_total", "counter", "Time that the rank's host was busy with samples, since its start", ("rank",), "rank"
     ),
     Metric("trainer_samples_per_second", "gauge", "Smoothed speed of the rank", ("rank",), "rank"),
     Metric("trainer_beat_timestamp_seconds", "gauge", "When the rank was last heard", ("rank",), "rank"),
