@@ -7,9 +7,9 @@ A turn of ours is one run that meets every fault in turn, with everything about 
 `ddp launch`, as in containers. A peer is four torchrun (c10d rendezvous) with a save every 5 steps, started anew for every fault. All train
 at the same batch. "machinery" is all but building the model and the step itself. A lost node's clock starts when its replacement does.
 
-Each fault strikes when it costs most: one rank or node right before the next snapshot in memory is due, all nodes when the newest
-checkpoint is as old as it gets, a peer right before its next save. At the end a run of ours is left alone (`--calm`): whatever it takes for
-a fault is a false alarm.
+Each fault strikes when it costs most: one rank or node right before the next snapshot in memory is due, all nodes while the next
+checkpoint is being written, a peer right before its next save, once one is whole. At the end a run of ours is left alone (`--calm`): whatever
+it takes for a fault is a false alarm.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ BARS_LOST_SECONDS = {ALL_LOST: 15.0}
 BARS_LOST_STEPS = {PREEMPTED: 0}
 SINGLE = (KILLED, NODE_LOST, NODE_0_LOST, HUNG)
 """Whoever is left has the state in memory, so that a memory interval is lost at most."""
-OLD_SECONDS = 11.0
-"""Since the newest checkpoint became durable: the next one is due 15 s after it, less a step and a write."""
+DISK_SECONDS, OLD_SECONDS = 11.0, 5.0
+"""What is kept for the disk is kept in memory, too, at least so often; a checkpoint that is older than this has its successor under way."""
 PEER_SAVE_STEPS = 5
 PEER_FAULTS = {
     "examples_imagenet": (KILLED, NODE_LOST, HUNG, ALL_LOST),
@@ -102,7 +102,6 @@ def main() -> int:
     print(f"{NODES} nodes x 1 rank, {flags.model}, imagenet stem, gloo, batch {flags.batch} per rank; n = {turns}\n")
     ours: dict[str, list[Outcome]] = {}
     theirs: dict[tuple[str, str], list[Outcome]] = {}
-    calm = None
     try:
         for turn in range(max(turns, flags.peer_turns)):
             if turn < turns and flags.only != "peers":
@@ -114,16 +113,14 @@ def main() -> int:
                         theirs.setdefault((script, fault), []).append(turn_of_peer(script, fault, flags.model, flags.batch, cap))
                         print(f"... {script}, {fault}: {theirs[script, fault][-1].seconds}", file=sys.stderr, flush=True)
             print(f"... turn {turn + 1} done", file=sys.stderr, flush=True)
-        if calm_seconds and flags.only != "peers":
-            calm = calm_of_ours(flags.model, flags.batch, calm_seconds)
     except BenchmarkError as error:
         print(f"recovery: {error}", file=sys.stderr)
         return 1
     print_all(ours, theirs, cap)
-    if calm:
-        steps, alarms = calm
-        holds = "holds" if not alarms else "does NOT hold"
-        print(f"\nLeft alone for {calm_seconds:.0f} s, {steps} steps: {len(alarms)} false alarms (bar: 0, {holds}) {'; '.join(alarms)}")
+    if calm_seconds and flags.only != "peers":
+        steps, alarms = calm_of_ours(flags.model, flags.batch, calm_seconds)
+        holds = "does NOT hold: " + "; ".join(alarms) if alarms else "holds"
+        print(f"\nLeft alone for {calm_seconds:.0f} s, {steps} steps: {len(alarms)} false alarms (bar: 0, {holds})")
     return 0
 
 
@@ -165,18 +162,15 @@ def turn_of_ours(model: str, batch: int) -> dict[str, Outcome]:
 
 
 def calm_of_ours(model: str, batch: int, seconds: float) -> tuple[int, list[str]]:
-    """A run that nobody disturbs: steps, and what it took for a fault.
-
-    Raises:
-        BenchmarkError: it ended.
-    """
+    """A run that nobody disturbs: steps, and what it took for a fault; its end would be one."""
     with tempfile.TemporaryDirectory(prefix="ddp-bench-") as folder, running(Path(folder), *gangs.ours(model, batch)) as gang:
         gang.start_all()
-        first = gang.wait(lambda: _trained(gang, FIRST_FAULT_AFTER_STEP), START_SECONDS, f"step {FIRST_FAULT_AFTER_STEP}")
-        last = gang.wait(lambda: _trained_at(gang, first["time"] + seconds), seconds + START_SECONDS, f"a step after {seconds:.0f} s")
+        begun = time.time()
+        gang.within(lambda: _trained_at(gang, begun + seconds), seconds + START_SECONDS)
+        steps = max((line["step"] for line in _lines(gang)), default=0)
+        ended = [] if _trained_at(gang, begun + seconds) else ["it ended"]
         events = whole_lines(gang.run_dir / "events.jsonl")
-        alarms = [event.get("message") or event["kind"] for event in events if event["kind"] in {"fault", "restart", "stacks", "stop"}]
-    return last["step"] - first["step"], alarms
+    return steps, [str(event.get("message")) for event in events if event["kind"] in {"fault", "stop"}] + ended
 
 
 def _worst_moment(gang: Gang, fault: str) -> int | None:
@@ -185,14 +179,16 @@ def _worst_moment(gang: Gang, fault: str) -> int | None:
         return 0
     if fault == ALL_LOST:
         saved = [event["time"] for event in whole_lines(gang.run_dir / "events.jsonl") if event["kind"] == "checkpoint"]
-        return 0 if saved and time.time() - saved[-1] >= OLD_SECONDS else None
+        is_old = saved and time.time() - saved[-1] >= OLD_SECONDS
+        return 0 if is_old and any((gang.run_dir / "checkpoints").glob(".tmp-*")) else None
     kept, every = gang.reading("trainer_snapshot_last_step"), gang.reading("trainer_snapshot_every_steps")
     steps = _steps(gang)
     if not kept or not every or len(steps) < 2:
         return None
-    # what goes to disk is kept in memory, too, and may come first
-    steps_to_disk = int(OLD_SECONDS / (steps[-1]["time"] - steps[0]["time"]) * (len(steps) - 1))
-    return int(every) if steps[-1]["step"] >= kept + min(every, steps_to_disk) - 1 else None
+    # what goes to disk is kept in memory, too, and may come first: then the interval is that
+    shortest = min(every, int(DISK_SECONDS / (steps[-1]["time"] - steps[0]["time"]) * (len(steps) - 1)))
+    is_last = kept + shortest - 1 <= steps[-1]["step"] < kept + shortest  # later, the page has not told of the next one yet
+    return int(every) if is_last else None
 
 
 def turn_of_peer(script: str, fault: str, model: str, batch: int, cap_seconds: float) -> Outcome:
@@ -210,6 +206,9 @@ def turn_of_peer(script: str, fault: str, model: str, batch: int, cap_seconds: f
 
         until = -(-FIRST_FAULT_AFTER_STEP // PEER_SAVE_STEPS) * PEER_SAVE_STEPS - 1
         gang.wait(lambda: stepped(until), START_SECONDS, f"{script}'s step {until}")
+        gang.wait(lambda: _has_saved(gang), START_SECONDS, f"{script}'s first save")
+        newest = max(mark.get("step", 0) for mark in gang.marks())
+        gang.wait(lambda: stepped(-(-newest // PEER_SAVE_STEPS) * PEER_SAVE_STEPS + PEER_SAVE_STEPS - 1), START_SECONDS, "the next save")
         old, done = frozenset(mark["pid"] for mark in gang.marks()), max(mark.get("step", 0) for mark in gang.marks())
         if fault == NODE_LOST:
             gang.kill(VICTIM)
@@ -225,6 +224,11 @@ def turn_of_peer(script: str, fault: str, model: str, batch: int, cap_seconds: f
             clock = gang.signal_rank(VICTIM, signal.SIGSTOP if fault == HUNG else signal.SIGKILL)
         back = gang.within(lambda: stepped(0, old), cap_seconds)
         return Outcome(back["time"] - clock, max(0, done - back["step"] + 1)) if back else Outcome(None)
+
+
+def _has_saved(gang: Gang) -> bool | None:
+    """Whether a peer has a save that is whole: a file under its last name, or DCP's folder with the metadata that is written last."""
+    return any(gang.run_dir.glob("step-*/.metadata")) or any(gang.run_dir.glob("*.tar")) or any(gang.run_dir.glob("last*.ckpt")) or None
 
 
 def _outcome(gang: Gang, struck: float, clock: float, back: dict[str, Any]) -> Outcome:

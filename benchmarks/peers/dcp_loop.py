@@ -10,6 +10,7 @@ from collections.abc import Generator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from examples_imagenet import Save, train
 from pace import Rank, run
 from torch import nn
@@ -26,7 +27,9 @@ def train_with_dcp(flags: argparse.Namespace, me: Rank) -> Generator[int]:
 def saves(flags: argparse.Namespace, me: Rank, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Save]:  # noqa: ARG001
     """The step of the newest whole save, which is loaded, and what makes the next ones."""
     whole = (folder for folder in flags.resume.glob("step-*") if (folder / ".metadata").is_file())
-    step = max((int(folder.name.removeprefix("step-")) for folder in whole), default=0)
+    newest = [max((int(folder.name.removeprefix("step-")) for folder in whole), default=0)]
+    dist.broadcast_object_list(newest)  # a process that outlives its rank may still finish a save between two ranks' looks
+    step = newest[0]
     before: Any = None
 
     def save(step: int) -> None:
