@@ -8,8 +8,8 @@ A turn of ours is one run that meets every fault in turn, with everything about 
 at the same batch. "machinery" is all but building the model and the step itself. A lost node's clock starts when its replacement does.
 
 Each fault strikes when it costs most: one rank or node right before the next snapshot in memory is due, all nodes while the next
-checkpoint is being written, a peer right before its next save, once one is whole. At the end a run of ours is left alone (`--calm`): whatever
-it takes for a fault is a false alarm.
+checkpoint is being written, a peer right before its next save, once one is whole. At the end a run of ours is left alone (`--calm`):
+whatever it takes for a fault is a false alarm.
 """
 
 from __future__ import annotations
