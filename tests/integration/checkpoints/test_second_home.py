@@ -337,7 +337,7 @@ def start(home, tmp_path):
 
     def prepare(resume="auto"):
         values = {"run.root": str(tmp_path), "run.name": "started", "run.resume": resume, "checkpoint.mirror_url": home}
-        entrypoint._prepare_store(RunConfig().with_values(values))
+        entrypoint._prepared_store(RunConfig().with_values(values))
         return CheckpointStore(tmp_path / "started" / "checkpoints")
 
     return prepare
@@ -401,7 +401,7 @@ def test_a_run_that_begins_anew_waits_for_a_second_home_that_does_not_answer(tmp
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     values = {"run.root": str(tmp_path), "run.resume": "never", "checkpoint.mirror_url": "s3://bucket/run"}
     with pytest.raises(PeerLostError, match="its second home s3://bucket/run cannot be read"):
-        entrypoint._prepare_store(RunConfig().with_values(values))
+        entrypoint._prepared_store(RunConfig().with_values(values))
 
 
 @pytest.mark.parametrize("copied", [(1,), (1, 2), (1, 2, 3)])

@@ -7,7 +7,7 @@ that the outside sees of it.
 from ddp_trainer.engine.building import build
 from ddp_trainer.engine.evaluation import evaluate
 from ddp_trainer.engine.loop import Hooks, LeavingError, train
-from ddp_trainer.engine.precision import choose_dtype, compiles
+from ddp_trainer.engine.precision import assert_machine, choose_dtype, compiles
 from ddp_trainer.engine.schedule import count_steps, evaluation_is_due, learning_rate
 from ddp_trainer.engine.step import one_step
 from ddp_trainer.engine.training import Training
@@ -17,6 +17,7 @@ __all__ = [
     "Hooks",
     "LeavingError",
     "Training",
+    "assert_machine",
     "begin",
     "build",
     "choose_dtype",

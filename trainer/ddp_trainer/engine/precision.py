@@ -8,9 +8,23 @@ import shutil
 import torch
 
 from ddp_trainer.config import RunConfig
+from ddp_trainer.distributed import choose_backend, choose_device
 from ddp_trainer.errors import ConfigError
 
 _log = logging.getLogger(__name__)
+
+
+def assert_machine(config: RunConfig, local_rank: int) -> None:
+    """Look for everything that is asked of this rank's machine.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    device = choose_device(config, local_rank)
+    choose_backend(config, device)
+    choose_dtype(config, device)
+    if config.precision.compile == "on":
+        compiles(config, device)
 
 
 def choose_dtype(config: RunConfig, device: torch.device) -> torch.dtype:

@@ -179,7 +179,6 @@ class GangAgent(SimpleElasticAgent):
             "attempt": attempt,
             "reached_step": self._chronicle.standing_step,
             "memory": self._custody.memory.descriptor,
-            "is_first": not self._chronicle.goes_on,
             "skipped": start["skipped"],
         }
         ids: dict[int, Any] = {}

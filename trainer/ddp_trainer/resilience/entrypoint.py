@@ -33,6 +33,7 @@ from ddp_trainer.telemetry.events import EVENTS_FILE, EventLog
 from ddp_trainer.telemetry.server import StatusServer
 
 if TYPE_CHECKING:
+    from ddp_trainer.checkpoint.store import CheckpointStore
     from ddp_trainer.resilience.fault import Ending
 
 _log = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ def _leave_at_once(me: Node, signum: int) -> NoReturn:
 
 def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygote: Zygote, server: StatusServer) -> int:
     from ddp_trainer.checkpoint.snapshot import SnapshotMemory
+    from ddp_trainer.resilience.admission import assert_admitted
     from ddp_trainer.resilience.agent import GangAgent
     from ddp_trainer.resilience.chronicle import LEDGER_FILE, Chronicle
     from ddp_trainer.resilience.custody import Custody
@@ -134,12 +136,13 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
 
     leads = me.node == 0
     with _run_lock(config, leads=leads) as next_attempt, _scratch(config, me.node) as scratch:
-        if leads:
-            _prepare_store(config)
+        store = _prepared_store(config) if leads else None
         events = EventLog(config.run_dir / EVENTS_FILE) if leads else None
         ledger = config.run_dir / LEDGER_FILE if leads else None
         chronicle = Chronicle(config.run.name, me.node, config.world_size, ledger, config.run.resume)
         interrupted_by = chronicle.recall()
+        if store:
+            assert_admitted(config, store, goes_on=chronicle.goes_on)
         chronicle.forget_crashes()
         if events:
             _write_config(config)
@@ -185,8 +188,8 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
     return ending.exit.code
 
 
-def _prepare_store(config: RunConfig) -> None:
-    """Before anybody writes there; a volume without a good checkpoint begins with what its second home has, unless the run begins anew.
+def _prepared_store(config: RunConfig) -> CheckpointStore:
+    """Before anybody writes there: a volume without a good checkpoint begins with what its second home has, unless the run begins anew.
 
     Here, not where rank 0 finds that none verifies: a download may take longer than ranks wait for each other.
 
@@ -194,12 +197,18 @@ def _prepare_store(config: RunConfig) -> None:
         ConfigError: the run begins anew, and its second home holds another run's.
         DdpError: as `Mirror.fetch_newest`.
     """
-    from ddp_trainer.checkpoint.mirror import Mirror
     from ddp_trainer.checkpoint.store import CheckpointStore
     from ddp_trainer.resilience.restore import tell_of_bad
 
     store = CheckpointStore(config.run_dir / "checkpoints", tell=partial(tell_of_bad, config.run_dir))
     store.prepare()
+    _fetch_newest(config, store)
+    return store
+
+
+def _fetch_newest(config: RunConfig, store: CheckpointStore) -> None:
+    from ddp_trainer.checkpoint.mirror import Mirror
+
     url = config.checkpoint.mirror_url
     if not url or store.has_good():
         return

@@ -25,12 +25,13 @@ from ddp_trainer.checkpoint.schedule import Schedule
 from ddp_trainer.checkpoint.snapshot import SnapshotMemory
 from ddp_trainer.checkpoint.state import RunState
 from ddp_trainer.checkpoint.store import CheckpointStore, Loaded
-from ddp_trainer.config import RunConfig, differences
+from ddp_trainer.config import RunConfig
 from ddp_trainer.data.order import evaluation_slice
 from ddp_trainer.distributed import Group, Meeting, Place, is_echo, words_of_echo
 from ddp_trainer.errors import DataError, DdpError, DivergedError
 from ddp_trainer.piggyback import Words
 from ddp_trainer.resilience import restore, stacks
+from ddp_trainer.resilience.admission import assert_own
 from ddp_trainer.resilience.fault import ECHO, LEFT_EXIT, leave_note
 from ddp_trainer.tasks.protocol import Dataset
 from ddp_trainer.tasks.registry import load_task
@@ -61,8 +62,6 @@ class Start:
     """The last step that was done and not yet counted as lost; 0 at a fresh start."""
     memory: int
     """Descriptor of the node's snapshot memory."""
-    is_first: bool
-    """No ranks of this run have trained here before: what lies on disk is another run's."""
     skipped: tuple[tuple[int, int], ...] = ()
     """Windows of steps to pass over."""
 
@@ -102,6 +101,7 @@ def _run(config: RunConfig, place: Place, start: Start, page: FactsPage) -> None
         attempt=start.attempt,
     )
     task = load_task(config)
+    engine.assert_machine(config, place.local_rank)  # before the data, which may take an hour to come
     meeting = Meeting(config, place)
 
     def opening(what: str, done: int, total: int) -> None:
@@ -115,7 +115,8 @@ def _run(config: RunConfig, place: Place, start: Start, page: FactsPage) -> None
         recorder.on_gpu(str(torch.cuda.get_device_properties(group.device).uuid))
     recorder.phase("starting", "finding the newest state")
     memory = SnapshotMemory(start.memory)
-    store = _store(config, start) if leads else None
+    # only the writer writes there
+    store = CheckpointStore(config.run_dir / "checkpoints", tell=partial(restore.tell_of_bad, config.run_dir)) if leads else None
     on_disk = max(store.steps(), default=restore.NOTHING) if store else restore.NOTHING
     origin = restore.find(group, memory, on_disk, lambda above: _load(config, store, train_set.fingerprint, above))
     if store:
@@ -240,31 +241,13 @@ def _ask_for_disk(memory: SnapshotMemory, keeper: Keeper) -> None:
         keeper.hurry()
 
 
-def _store(config: RunConfig, start: Start) -> CheckpointStore:
-    """Rank 0's view of the disk; only the writer writes there."""
-    store = CheckpointStore(config.run_dir / "checkpoints", tell=partial(restore.tell_of_bad, config.run_dir))
-    if config.run.resume == "never" and start.is_first and store.steps():
-        raise DataError(
-            f"{store.root} holds checkpoints and run.resume is never; give an empty --run-dir, or resume with --set run.resume=auto"
-        )
-    return store
-
-
 def _load(config: RunConfig, store: CheckpointStore | None, fingerprint: str, above: int) -> Loaded | None:
     """Rank 0: the newest checkpoint above a step that verifies and belongs to this run."""
     if store is None or (config.run.resume == "never" and not store.steps()):
         return None  # "never" is how one begins anew where all checkpoints were set aside
     loaded = store.load_newest(newer_than=above)
-    if loaded is None or config.run.resume == "force":
-        return loaded
-    changed = differences(config.identity(), loaded.manifest.identity)
-    if loaded.manifest.data_fingerprint != fingerprint:
-        changed.append(f"data content: {loaded.manifest.data_fingerprint[:12]} -> {fingerprint[:12]}")
-    if changed:
-        raise DataError(
-            f"{config.run_dir} holds a run of another configuration ({'; '.join(changed)}); give another --run-dir, "
-            f"or take the checkpoint over with --set run.resume=force"
-        )
+    if loaded is not None:
+        assert_own(config, loaded.manifest, fingerprint)
     return loaded
 
 
