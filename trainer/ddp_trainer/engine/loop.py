@@ -28,8 +28,8 @@ class Hooks:
     """(step): what this rank has to say to the others with the step that comes, which will be `step`."""
     stepped: Callable[[int, int, tuple[float, ...]], None]
     """(step, samples of all ranks, own seconds of each rank if known) after every step."""
-    measured: Callable[[int, float, float, float], None]
-    """(step, loss, accuracy, lr) every `telemetry.log_every_steps`."""
+    measured: Callable[[int, float, float | None, float], None]
+    """(step, loss, accuracy if the task has one, lr) every `telemetry.log_every_steps`."""
     evaluating: Callable[[], None]
     """An evaluation begins, or is a batch further."""
     evaluated: Callable[[int, dict[str, float]], None]
@@ -92,10 +92,10 @@ def _keep(run: Training, hooks: Hooks) -> None:
     hooks.keep(run.step, time.perf_counter() - started)
 
 
-def _take_means(run: Training) -> tuple[float, float]:
+def _take_means(run: Training) -> tuple[float, float | None]:
     loss, accuracy, bad_steps, samples = run.group.sum(run.sums).tolist()  # the one device sync of an interval
     run.sums.zero_()
     if bad_steps or not math.isfinite(loss):
         window = (max(0, run.step - run.config.telemetry.log_every_steps), run.step)
         raise diverged(run.config, f"at or before step {run.step}", window)
-    return loss / samples, accuracy / samples
+    return loss / samples, None if math.isnan(accuracy) else accuracy / samples

@@ -105,8 +105,7 @@ def one_step(run: Training, lr: float, wish: Words | None = None, timer: HostTim
         counted = run.task.metrics(outputs.detach(), targets)
         accuracy = counted.get("accuracy")
         run.sums[0] += loss.detach() * len(targets)
-        if accuracy is not None:
-            run.sums[1] += accuracy
+        run.sums[1] += math.nan if accuracy is None else accuracy
         run.sums[3] += len(targets)
         if run.group.device.type == "cpu":
             finite = finite and math.isfinite(loss.item())

@@ -39,8 +39,8 @@ class Training:
     predictions: list[Tensor] = field(default_factory=list)
     """float32 [n, 3] per batch of the last evaluation: target, predicted class, confidence. Empty if the task has no classes."""
     sums: Tensor = field(init=False)
-    """float64 [4] on the device, since the last report: loss and accuracy summed over this rank's samples, steps that were not finite,
-    and the number of samples."""
+    """float64 [4] on the device, since the last report: loss and accuracy (NaN where the task has none) summed over this rank's samples,
+    steps that were not finite, and the number of samples."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the last evaluation, which was after `evaluated_step`."""
     evaluated_step: int = 0

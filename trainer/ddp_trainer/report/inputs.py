@@ -58,15 +58,17 @@ def read_inputs(run_dir: Path) -> Inputs:
 
 def _inputs(run_dir: Path) -> Inputs:
     problems: list[str] = []
-    manifest = _newest_manifest(run_dir)
+    manifest, metrics = _newest_manifest(run_dir), _lines(run_dir / "metrics.jsonl", read_metrics, problems)
+    evaluations = [line for line in metrics if line.get("kind") == "eval"]
+    has_no_classes = bool(evaluations) and not any("accuracy" in line for line in evaluations)
     return Inputs(
         name=run_dir.resolve().name,
         config=_document(run_dir / "config.json", problems),
         config_hash=_hash(run_dir, manifest),
         events=_lines(run_dir / "events.jsonl", read_events, problems),
-        metrics=_lines(run_dir / "metrics.jsonl", read_metrics, problems),
+        metrics=metrics,
         progress=_document(run_dir / "progress.json", problems),
-        evaluation=_document(run_dir / EVALUATION_FILE, problems),
+        evaluation=_document(run_dir / EVALUATION_FILE, [] if has_no_classes else problems),
         manifest=manifest,
         problems=tuple(problems),
     )

@@ -74,6 +74,11 @@ class Run:
         return self.goodput.incidents
 
     @property
+    def is_classification(self) -> bool:
+        """Whether an evaluation counted hits, or there was none that could."""
+        return not self.evals or any(p.accuracy is not None for p in self.evals)
+
+    @property
     def final_accuracy(self) -> float | None:
         """Test accuracy of the last evaluation, a ratio."""
         return next((p.accuracy for p in reversed(self.evals) if p.accuracy is not None), None)

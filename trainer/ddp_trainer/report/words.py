@@ -115,19 +115,13 @@ def _faults_sentence(run: Run) -> str:
 
 def cards(run: Run) -> list[Card]:
     """The headline numbers, most important first."""
-    best = run.best_accuracy
     restarts, saved = sum(run.restarts.values()), run.goodput.checkpoints
     stalls = [checkpoint.stall_seconds for checkpoint in run.checkpoints if checkpoint.stall_seconds is not None]
     healed = [i.recovery_seconds for i in run.incidents if i.recovery_seconds is not None]
     made = (run.last_step or 0) + (run.lost_steps or 0)
     lost_share = f"{percent(run.lost_steps / made)} of all steps made" if run.lost_steps else ""
     return [
-        Card(
-            "Test accuracy",
-            percent(run.final_accuracy),
-            f"best {percent(best)}" if best is not None else "no evaluation",
-            "good" if best else "",
-        ),
+        _learned(run),
         Card(
             "Run time", duration(run.wall_seconds), f"{count(run.last_step)}{f' of {run.total_steps:,}' if run.total_steps else ''} steps"
         ),
@@ -138,6 +132,13 @@ def cards(run: Run) -> list[Card]:
         Card("Recovery", duration(max(healed, default=None)), "the longest, to the first new step" if healed else "not needed"),
         Card("Checkpoints", str(saved), f"{duration(median(stalls))} stall each" if stalls else ""),
     ]
+
+
+def _learned(run: Run) -> Card:
+    best, losses = run.best_accuracy, [point.loss for point in run.evals if point.loss is not None]
+    if not run.is_classification and losses:
+        return Card("Test loss", f"{losses[-1]:.4g}", f"best {min(losses):.4g}", "good")
+    return Card("Test accuracy", percent(run.final_accuracy), f"best {percent(best)}" if best else "no evaluation", "good" if best else "")
 
 
 def _world(run: Run) -> str:

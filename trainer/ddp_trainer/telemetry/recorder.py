@@ -145,19 +145,19 @@ class Recorder:
         if now - self._published >= PUBLISH_SECONDS:
             self._publish(now)
 
-    def train_metrics(self, step: int, loss: float, accuracy: float, lr: float) -> None:
-        """The training loss and accuracy (ratio 0-1) over the last steps, and the learning rate, at `step`."""
+    def train_metrics(self, step: int, loss: float, accuracy: float | None, lr: float) -> None:
+        """The training loss and accuracy (ratio 0-1; None: the task has none) over the last steps, and the learning rate, at `step`."""
         rate = self._run_rate()
         self._facts.update(loss=loss, accuracy=accuracy, lr=lr)
         self._line("train", step, loss=loss, accuracy=accuracy, lr=lr, samples_per_second=rate)
         self._curves(step, {"train/loss": loss, "train/accuracy": accuracy, "train/lr": lr, "train/samples_per_second": rate})
         logger.info(
-            "step %d/%d  epoch %.2f  loss %.4f  accuracy %.1f %%  lr %.4g  %s samples/s",
+            "step %d/%d  epoch %.2f  loss %.4f%s  lr %.4g  %s samples/s",
             step,
             self._total_steps,
             self._epoch(step),
             loss,
-            accuracy * 100,
+            "" if accuracy is None else f"  accuracy {accuracy:.1%}",
             lr,
             "?" if rate is None else f"{rate:.0f}",
         )
