@@ -113,7 +113,7 @@ def test_the_document_is_written_again_only_when_something_changed(page, run_dir
     monkeypatch.setattr(telemetry._disk, "start", lambda: None)
     now = 1e9
     for step, seconds in ((1, 1), (1, 2), (1, 3), (2, 4)):
-        page.write(0, {"rank": 0, "attempt": 1, "phase": "training", "step": step, "updated_at": float(step)})
+        page.write(0, {"rank": 0, "total_steps": 80, "attempt": 1, "phase": "training", "step": step, "updated_at": float(step)})
         now += COMPOSE_SECONDS
         telemetry.tick(Ledger(run="demo", attempt=1, world_size=1, wall_seconds=float(seconds)), now)
         telemetry._visit_disk()
@@ -123,7 +123,7 @@ def test_the_document_is_written_again_only_when_something_changed(page, run_dir
 def test_a_changed_ledger_is_shown_at_the_next_tick_and_facts_at_their_own_pace(page):
     telemetry = NodeTelemetry(page, 1, None)
     telemetry.tick(LEDGER, 1e9)
-    page.write(0, {"rank": 0, "attempt": 1, "phase": "training", "step": 5})
+    page.write(0, {"rank": 0, "total_steps": 80, "attempt": 1, "phase": "training", "step": 5})
     telemetry.tick(LEDGER, 1e9 + COMPOSE_SECONDS / 2)
     assert telemetry.progress is not None
     assert telemetry.progress.step == 0
@@ -134,9 +134,9 @@ def test_a_changed_ledger_is_shown_at_the_next_tick_and_facts_at_their_own_pace(
 
 def test_the_last_word_of_a_rank_is_in_the_last_document_however_soon_the_run_ends(page, run_dir):
     telemetry = NodeTelemetry(page, 1, None, run_dir)
-    page.write(0, {"rank": 0, "attempt": 1, "phase": "saving", "step": 4})
+    page.write(0, {"rank": 0, "total_steps": 80, "attempt": 1, "phase": "saving", "step": 4})
     telemetry.tick(LEDGER, 1e9)
-    page.write(0, {"rank": 0, "attempt": 1, "phase": "finished", "step": 5})
+    page.write(0, {"rank": 0, "total_steps": 80, "attempt": 1, "phase": "finished", "step": 5})
     telemetry.tick(LEDGER, 1e9 + COMPOSE_SECONDS / 2)
     telemetry.close()
     last = parse((run_dir / "progress.json").read_bytes())

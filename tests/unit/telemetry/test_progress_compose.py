@@ -104,6 +104,21 @@ def test_readings_are_joined_by_pid_and_device():
     assert (progress.gpus[0].name, progress.gpus[0].utilization_ratio) == ("NVIDIA H100", 0.5)
 
 
+def test_a_new_rank_that_does_not_know_yet_where_the_run_is_does_not_set_it_back():
+    before = compose([fact(0)], LEDGER, None, 1000.0)
+    starting = fact(0, attempt=3, phase="starting", step=0, total_steps=0, epoch=0.0, epochs=0.0, loss=None)
+    now = compose([starting], replace(LEDGER, attempt=3), before, 1001.0)
+    assert (now.phase, now.step, now.total_steps, now.epoch, now.epochs, now.loss) == (
+        "starting",
+        before.step,
+        before.total_steps,
+        before.epoch,
+        before.epochs,
+        before.loss,
+    )
+    assert before.step > 0
+
+
 def test_the_fullest_node_still_fits_the_readers_cap():
     gpu = GpuReading(10**6, "u", "N" * 300, 0.123456789, 2**40, 2**40, 40.0)
     facts = [fact(rank, step=2**50, samples_per_second=123456.789012) for rank in range(MAX_RANKS + 5)]

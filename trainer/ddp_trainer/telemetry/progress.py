@@ -83,9 +83,10 @@ def compose(
     if previous is not None:
         kept = ("step", "total_steps", "epoch", "epochs", "loss", "accuracy", "test_loss", "test_accuracy", "lr", "checkpoint")
         known = {name: getattr(previous, name) for name in kept}
-    if lead:
+    if _count(lead, "total_steps"):  # before, a new rank does not know where the run is
         known |= {"step": _count(lead, "step"), "total_steps": _count(lead, "total_steps")}
         known |= {name: _amount(lead, name) or 0.0 for name in ("epoch", "epochs")}
+    if lead:
         for name in ("loss", "accuracy", "test_loss", "test_accuracy", "lr"):
             value = _number(lead, name)
             known[name] = known.get(name) if value is None else value
