@@ -27,6 +27,27 @@ def test_stopping_the_supervisor_leaves_no_process(ddp, small, signum, code):
     assert all_gone(tree)
 
 
+def test_a_terminals_interrupt_reaches_all_and_only_the_supervisor_acts_on_it(ddp, small, tmp_path):
+    """Ctrl-C signals the whole foreground group: agents and ranks are in sessions of their own, and leave in order."""
+    run = ddp(*small, "--set", "optim.max_steps=1000")
+    run.trained_to(2)
+    tree = run.processes()
+    assert all(os.getpgid(pid) != os.getpgid(run.pid) for pid, kind in tree.items() if kind in {"agent", "rank"})
+
+
+def test_a_second_interrupt_does_not_wait_for_agents_that_do_not_leave(ddp, small):
+    run = ddp(*small, "--set", "optim.max_steps=1000", "--set", "fault_tolerance.preemption_grace_seconds=600")
+    run.trained_to(2)
+    tree = run.processes()
+    os.kill(run.pids("agent")[0], signal.SIGSTOP)  # it would be waited for to the end of the grace
+    os.kill(run.pid, signal.SIGINT)
+    run.until(lambda: "Ctrl-C again kills them" in run.output, "the word of the first")
+    os.kill(run.pid, signal.SIGINT)
+    assert run.wait() == 130, run.output
+    assert "agent 0 is killed" in run.output
+    assert all_gone(tree)
+
+
 def test_an_interrupted_run_goes_on_where_it_was(ddp, small, tmp_path):
     home = tmp_path / "run"
     run = ddp(*small, "--set", "optim.max_steps=22", run_dir=home)

@@ -84,7 +84,7 @@ def test_more_gpus_asked_than_present_is_one_sentence_with_what_would_fit(gpus, 
 @pytest.mark.parametrize(
     ("present", "settings", "note"),
     [
-        (3, [], "4 ranks need 4 GPUs and 3 are present, so all train on the CPU; --workers 3 would use them"),
+        (3, [], "4 ranks need 4 GPUs and 3 are present, so all train on the CPU; --set distributed.nodes=3 would use them"),
         (1, ["distributed.procs_per_node=2"], "8 ranks need 8 GPUs and 1 are present, so all train on the CPU"),
         (0, [], None),
         (4, [], None),

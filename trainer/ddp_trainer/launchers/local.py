@@ -66,6 +66,7 @@ class Local:
     on_look: Callable[[Local], None] = lambda _: None  # a default that does nothing
     """Called about ten times a second while the run goes on."""
     _signal: int = 0
+    _is_impatient: bool = False
     _settled: int | None = None
     """The code of the whole, once an agent's end has settled it; the others are only waited for from then on."""
     _deadline: float = math.inf
@@ -118,10 +119,11 @@ class Local:
 
     def _supervise(self, nursery: Zygote, logs: Path) -> int:
         code, words = FINISHED.code, {}
+        before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
         try:
             self._agents = self._plan(logs)
             self._check_ports()
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in before:
                 signal.signal(signum, self._on_signal)
             self.view.start(self.config, [f"http://127.0.0.1:{agent.telemetry_port}" for agent in self._agents])
             for note in self._notes:
@@ -135,6 +137,8 @@ class Local:
             code, words = error.exit.code, {"cause": error.exit.cause, "message": sentence}
         finally:
             nursery.close()
+            for signum, handler in before.items():  # whoever called this may still have something to do that can be interrupted
+                signal.signal(signum, handler)
         self.view.finish(code, words)
         return code
 
@@ -172,7 +176,7 @@ class Local:
         fitting = len(gpus) // self.config.distributed.procs_per_node
         if self.config.distributed.device == "auto":  # all on the CPU rather than some here and some there
             if gpus:
-                remedy = f"; --workers {fitting} would use them" if fitting else ""
+                remedy = f"; --set distributed.nodes={fitting} would use them" if fitting else ""
                 self._notes.append(f"{ranks} ranks need {ranks} GPUs and {len(gpus)} are present, so all train on the CPU{remedy}")
             return [""] * ranks
         remedy = f"use --workers {fitting}, or " if fitting else "use "
@@ -221,7 +225,8 @@ class Local:
             if self._settled == FINISHED.code:  # started again too late for the end, or let out of an elastic run
                 self.view.say(f"agent {agent.node.node} is stopped: the run has finished without it")
             else:
-                self.view.say(f"agent {agent.node.node} did not leave within {self._stop_seconds:.0f} s and is killed", "bad")
+                why = "is" if self._is_impatient else f"did not leave within {self._stop_seconds:.0f} s and is"
+                self.view.say(f"agent {agent.node.node} {why} killed; the same command goes on from the last checkpoint", "bad")
         if self._settled is not None:
             return self._settled
         return INTERRUPTED if self._signal == signal.SIGINT else 128 + self._signal
@@ -255,7 +260,8 @@ class Local:
         self._deadline = time.monotonic() + self._stop_seconds
 
     def _tell_all(self, nursery: Zygote) -> None:
-        self.view.say("stopping the agents ...")
+        again = "; Ctrl-C again kills them" if self._signal == signal.SIGINT else ""
+        self.view.say(f"stopping the agents, which keep their state first{again} ...")
         for pid in self._by_pid:
             nursery.kill(pid, signal.SIGTERM)
 
@@ -275,6 +281,8 @@ class Local:
         return {}
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002  # the signal module's signature
+        if self._signal == signum == signal.SIGINT:
+            self._is_impatient, self._deadline = True, time.monotonic()
         self._signal = signum
 
 
