@@ -12,7 +12,7 @@ help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 demo: $(READY) ## train on 4 workers for some minutes, lose one, recover, report; DATA=full downloads, DATA=<path> uses yours
-	@$(BIN)/ddp demo --config configs/demo.json --data $(DATA)
+	@$(BIN)/ddp demo --config configs/demo.json --data '$(DATA)'
 
 test: $(READY) ## unit and integration tests, with real processes
 	$(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder
@@ -21,7 +21,7 @@ lint: $(READY) ## style, types, and the arrows between the parts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 bench: $(PEERS) ## speed, start, recovery, checkpoints, barrier, memory, each beside its peers (about 2 hours on 2 cores); DATA=<tar> adds growth
-	@$(BIN)/python benchmarks/throughput.py && $(BIN)/python benchmarks/startup.py
+	@$(BIN)/python benchmarks/throughput.py && $(BIN)/python benchmarks/throughput.py --compile && $(BIN)/python benchmarks/startup.py
 	@$(BIN)/python benchmarks/recovery.py && $(BIN)/python benchmarks/checkpoints.py && $(BIN)/python benchmarks/barrier.py
 	@$(BIN)/python benchmarks/memory.py $(IMAGES:%=--source %)
 

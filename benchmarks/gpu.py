@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--source CIFAR10.tar.gz] [--epochs 60]
 
-Without a GPU it says so and ends with 0. Speed: ResNet-50 with the 3x3 stem, bf16, channels_last, world 1 over NCCL, all contestants
+Without a GPU it says so and ends with 0. Speed: ResNet-50 with the 3x3 stem, bf16, channels_last, world 1, all contestants
 alternating; then ours at world 2 on the same GPU, over gloo with CUDA tensors (NCCL refuses two ranks on one GPU), which shows that it
 works and what it costs, not how it scales. Accuracy: one run on all of CIFAR-10, evaluated every epoch.
 """

@@ -25,17 +25,17 @@ def configured(*settings):
 @pytest.mark.parametrize(
     ("source", "images", "machine", "epochs", "words"),
     [
-        ("sample", 5_000, Machine(2, 0), 4, "5,000 images (sample) on 2 CPU cores, 1 thread each: 4 epochs, about 3 minutes"),
+        ("sample", 5_000, Machine(2, 0), 4, "5,000 images (sample) on 2 CPU cores, 1 thread each: 4 epochs, about 4 minutes"),
         ("sample", 5_000, Machine(16, 0), 4, "on 16 CPU cores, 4 threads each: 4 epochs, about 1 minute"),
         (
             "download",
             50_000,
             Machine(2, 0),
-            1,
-            "1 epoch, about 7 minutes once they are downloaded (1 and not 4, since there are 10 times the",
+            0.8,
+            "0.8 epochs, about 7 minutes once they are downloaded (0.8 and not 4, since there are 10 times the",
         ),
-        ("download", 50_000, Machine(8, 0), 4, "4 epochs, about 7 minutes"),
-        ("/a.tar", 1_000_000, Machine(2, 0), 0.05, "0.05 epochs, about 7 minutes (0.05 and not 4, since there are 200 times"),
+        ("download", 50_000, Machine(8, 0), 3, "3 epochs, about 7 minutes once they are downloaded (3 and not 4"),
+        ("/a.tar", 1_000_000, Machine(2, 0), 0.04, "0.04 epochs, about 7 minutes (0.04 and not 4, since there are 200 times"),
         ("sample", 5_000, Machine(16, 4), 30, "5,000 images (sample) on 4 of 4 GPUs: 30 epochs"),
         ("download", 50_000, Machine(16, 8), 6, "on 4 of 8 GPUs: 6 epochs (6 and not 30, since there are 10 times"),
         ("sample", 5_000, Machine(2, 3), 4, "on 2 CPU cores"),  # fewer GPUs than workers: all on the CPU
