@@ -94,7 +94,9 @@ def test_a_run_directory_of_another_configuration_says_which_keys_differ(ddp, qu
     assert ddp(*quick, "--set", "optim.max_steps=2", run_dir=home).wait() == 0
     before = {path.name: path.read_bytes() for path in home.iterdir() if path.is_file() and not path.name.endswith("lock")}
     other = ("--set", "optim.max_steps=3", "--set", "run.seed=7")
-    assert_sentence(ddp(*quick, *other, run_dir=home), 3, ["seed: 0 -> 7", "run.resume=force"])
+    refused = ddp(*quick, *other, run_dir=home)
+    assert_sentence(refused, 3, ["seed: 0 -> 7", "run.resume=force"])
+    assert [words["exit"] for words in refused.words_of_agents()] == [3, 3], "all nodes end with the same code"
     assert_sentence(ddp(*quick, "--set", "run.resume=never", run_dir=home), 3, ["run.resume is never"])
     assert {name: (home / name).read_bytes() for name in before} == before, "who is refused leaves everything as it was"
     assert {"config.json", "progress.json", "events.jsonl", "metrics.jsonl", "ledger.json"} <= before.keys()

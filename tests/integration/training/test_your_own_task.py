@@ -21,7 +21,7 @@ def page_modules(tmp_path):
     return {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(Path(__file__).parents[1]), str(tmp_path)])}
 
 
-def final_losses(run):
+def lines_of(run):
     (evaluation,) = [line for line in run.metrics if line["kind"] == "eval"]
     trained = [line for line in run.metrics if line["kind"] == "train"]
     return trained, evaluation
@@ -31,7 +31,7 @@ def test_a_regression_has_a_loss_and_no_accuracy_anywhere(ddp, ddp_apart, quick,
     settings = ("task.name=my_regression:Saddle", "optim.max_steps=40", "optim.lr=0.1", "telemetry.log_every_steps=5")
     run = ddp(*quick, "--workers", 2, *(part for setting in settings for part in ("--set", setting)), env=page_modules)
     assert run.wait() == 0, run.output
-    trained, evaluation = final_losses(run)
+    trained, evaluation = lines_of(run)
     assert trained[-1]["loss"] < trained[0]["loss"]
     assert all(line["accuracy"] is None for line in trained)
     assert "accuracy" not in evaluation
@@ -57,4 +57,4 @@ def test_a_folder_of_other_images_trains(ddp, quick, tmp_path):
     run = ddp(*quick, "--workers", 2, *(part for setting in settings for part in ("--set", setting)))
     assert run.wait() == 0, run.output
     assert json.loads((run.run_dir / "evaluation.json").read_text())["classes"] == ["dark", "light"]
-    assert 0 <= final_losses(run)[1]["accuracy"] <= 1
+    assert 0 <= lines_of(run)[1]["accuracy"] <= 1

@@ -244,6 +244,18 @@ def test_a_killed_agents_progress_is_newer_than_its_ledger_and_is_used(chronicle
     assert recover(later, clock, resumed=10, cause="peer_loss") == 2
 
 
+def test_a_page_on_which_ranks_were_only_starting_tells_of_no_step_that_could_be_lost_again(chronicle, clock):
+    chronicle.begin_attempt(1)
+    look(chronicle, clock, 5, step=8, durable=6)
+    before = compose([{"attempt": 1, "rank": 0, "phase": "training", "step": 12, "total_steps": 20}], chronicle.ledger(), None, 1.0)
+    starting = {"attempt": 1, "rank": 0, "phase": "starting", "step": 0, "total_steps": 0}
+    (chronicle.path.parent / PROGRESS_FILE).write_bytes(compose([starting], chronicle.ledger(), before, 2.0).to_bytes())
+    on_disk(chronicle, 6)
+    later = successor(chronicle)
+    later.recall()
+    assert (later.reached_step, later.standing_step) == (12, 0)
+
+
 # --- what a fault costs --------------------------------------------------------------------------------------------------------------
 
 

@@ -46,8 +46,8 @@ def test_a_new_rank_is_seen_at_once_as_starting(clock, page):
 def test_the_plan_may_come_later_than_the_rank(clock, page):
     mine = recorder(clock, page, total_steps=0, steps_per_epoch=0.0)
     assert (page.read(0)["total_steps"], page.read(0)["epochs"]) == (0, 0.0)
-    mine.plan(100, 25.0)
-    assert (page.read(0)["total_steps"], page.read(0)["epochs"]) == (100, 4.0)
+    mine.plan(100, 25.0, 40)
+    assert (page.read(0)["total_steps"], page.read(0)["epochs"], page.read(0)["step"]) == (100, 4.0, 40), "never 0 of 100 on the way"
 
 
 def test_preparation_is_shown_with_its_own_count(clock, page):

@@ -22,7 +22,8 @@ def assert_machine(config: RunConfig, local_rank: int) -> None:
     """
     device = choose_device(config, local_rank)
     choose_backend(config, device)
-    choose_dtype(config, device)
+    if config.precision.dtype == "bf16":  # else nothing can be missing, and a GPU that is asked cannot be forked any more
+        choose_dtype(config, device)
     if config.precision.compile == "on":
         compiles(config, device)
 

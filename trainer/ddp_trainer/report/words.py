@@ -136,9 +136,10 @@ def cards(run: Run) -> list[Card]:
 
 def _learned(run: Run) -> Card:
     best, losses = run.best_accuracy, [point.loss for point in run.evals if point.loss is not None]
+    note = "no evaluation" if run.is_classification else "this task has none"
     if not run.is_classification and losses:
         return Card("Test loss", f"{losses[-1]:.4g}", f"best {min(losses):.4g}", "good")
-    return Card("Test accuracy", percent(run.final_accuracy), f"best {percent(best)}" if best else "no evaluation", "good" if best else "")
+    return Card("Test accuracy", percent(run.final_accuracy), f"best {percent(best)}" if best is not None else note, "good" if best else "")
 
 
 def _world(run: Run) -> str:

@@ -1,4 +1,7 @@
-"""Whether a start may go on with what lies in its run directory. Asked before anything there is changed, and again of what is loaded."""
+"""Whether a start may go on with what lies in its run directory. Asked before its configuration and diary are written, and again by rank 0.
+
+Only rank 0 knows the data, so that what differs in nothing else is refused later.
+"""
 
 from __future__ import annotations
 

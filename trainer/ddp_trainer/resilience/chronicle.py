@@ -117,7 +117,8 @@ class Chronicle:
         with contextlib.suppress(OSError, DdpError):  # newer than the ledger, which is written at starts and faults only
             seen = parse(self.path.with_name(PROGRESS_FILE).read_bytes())
             self.reached_step = max(self.reached_step, seen.step)
-            self.standing_step = max(self.standing_step, seen.step if seen.ranks else 0)
+            has_trained = seen.ranks and seen.phase != "starting"  # before, the page has the step of those before
+            self.standing_step = max(self.standing_step, seen.step if has_trained else 0)
         self._look_at_disk()
         return kept.interrupted_by
 

@@ -35,6 +35,7 @@ from ddp_trainer.telemetry.server import StatusServer
 if TYPE_CHECKING:
     from ddp_trainer.checkpoint.store import CheckpointStore
     from ddp_trainer.resilience.fault import Ending
+    from ddp_trainer.resilience.rendezvous import GenerationBarrier
 
 _log = logging.getLogger(__name__)
 
@@ -141,8 +142,13 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
         ledger = config.run_dir / LEDGER_FILE if leads else None
         chronicle = Chronicle(config.run.name, me.node, config.world_size, ledger, config.run.resume)
         interrupted_by = chronicle.recall()
+        barrier = _barrier(config, me)
         if store:
-            assert_admitted(config, store, goes_on=chronicle.goes_on)
+            try:
+                assert_admitted(config, store, goes_on=chronicle.goes_on)
+            except DdpError as error:
+                _refuse(barrier, error)
+                raise
         chronicle.forget_crashes()
         if events:
             _write_config(config)
@@ -169,7 +175,7 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
         telemetry = NodeTelemetry(page, slots, server, config.run_dir if leads else None, events)
         agent = GangAgent(
             config=config,
-            barrier=_barrier(config, me),
+            barrier=barrier,
             zygote=zygote,
             custody=custody,
             ranks=LocalRanks(config, me.node, zygote, page, scratch, logs),
@@ -186,6 +192,19 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
         _report(ending, me, chronicle, telemetry, events if chronicle.path else None)
         custody.close(lambda: agent.left_seconds)
     return ending.exit.code
+
+
+def _refuse(barrier: GenerationBarrier, error: DdpError) -> None:
+    """End all nodes with the same words. They are met for it, since who comes late would else wait for node 0 as for a lost one."""
+    from torch.distributed.elastic.rendezvous import RendezvousClosedError
+
+    from ddp_trainer.resilience.fault import Fault
+    from ddp_trainer.resilience.judge import last_word
+
+    with contextlib.suppress(DdpError, RendezvousClosedError):
+        barrier.next_rendezvous()
+        barrier.close(last_word(error.exit, Fault(error.exit.cause, 0, None, error.exit.code, 0, str(error)), str(error)))
+        barrier.farewell()
 
 
 def _prepared_store(config: RunConfig) -> CheckpointStore:

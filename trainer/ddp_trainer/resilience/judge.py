@@ -117,9 +117,8 @@ class Judge:
 
     def close(self, leave: Exit, fault: Fault | None, reason: str) -> None:
         """End the run for all agents, with the same words."""
-        words = {"cause": leave.cause, "fault": asdict(fault) if fault else None, "reason": reason}
         with contextlib.suppress(StoreLostError):
-            self._barrier.close(json.dumps(words))
+            self._barrier.close(last_word(leave, fault, reason))
 
     def record(self, fault: Fault) -> None:
         """Into the diary; of a hang also what the ranks did, those of the culprit's node and of this one."""
@@ -135,8 +134,13 @@ class Judge:
         return Fault(cause, self._barrier.node, None, code, self._chronicle.reached_step, message)
 
 
+def last_word(leave: Exit, fault: Fault | None, reason: str) -> str:
+    """What `GenerationBarrier.close` is given, and `ending_of` reads."""
+    return json.dumps({"cause": leave.cause, "fault": asdict(fault) if fault else None, "reason": reason})
+
+
 def ending_of(text: str) -> Ending:
-    """How all agents end, from the words that `close` left."""
+    """How all agents end, from `last_word`."""
     raw = json.loads(text)
     fault = Fault.from_json(json.dumps(raw["fault"])) if raw.get("fault") else None
     if fault:

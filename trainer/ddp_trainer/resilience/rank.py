@@ -126,7 +126,7 @@ def _run(config: RunConfig, place: Place, start: Start, page: FactsPage) -> None
     state = RunState(run.model, run.optimizer, run.ema)
     restore.put(origin, state, group)
     history = _take_over(run, origin, start)
-    recorder.plan(run.total_steps, run.steps_per_epoch)
+    recorder.plan(run.total_steps, run.steps_per_epoch, run.step)
     if run.step or start.reached_step:
         recorder.resumed(run.step, origin.source, max(0, start.reached_step - run.step))
     recorder.phase("starting", "first step")

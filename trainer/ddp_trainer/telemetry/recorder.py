@@ -64,7 +64,6 @@ class Recorder:
         self._events = EventLog(run_dir / EVENTS_FILE, clock) if run_dir else None
         self._metrics = JsonLines(run_dir / METRICS_FILE) if run_dir else None
         self._tensorboard = TensorBoard(run_dir / "tensorboard") if run_dir and config.telemetry.tensorboard else None
-        self._step = 0
         self._has_stepped = False
         self._phase: Phase = "starting"
         self._facts: dict[str, Any] = {
@@ -79,8 +78,9 @@ class Recorder:
         }
         self.plan(total_steps, steps_per_epoch)
 
-    def plan(self, total_steps: int, steps_per_epoch: float) -> None:
-        """The length of the run, as soon as it is known (which needs the data); 0 steps stand for "not yet"."""
+    def plan(self, total_steps: int, steps_per_epoch: float, step: int = 0) -> None:
+        """The length of the run, as soon as it is known (which needs the data; 0 steps: not yet), and the step at which this start is."""
+        self._step = step
         self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
         self._facts.update(total_steps=total_steps, epochs=self._epoch(total_steps))
         self._publish(self._clock())
