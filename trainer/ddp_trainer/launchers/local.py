@@ -36,6 +36,8 @@ AGENT_TARGET = "ddp_trainer.resilience.entrypoint:run"
 LOOK_SECONDS = 0.1
 LEAVE_SECONDS = 5.0
 """What an agent may take to leave beyond its grace for saving and for its ranks to die, before it is killed."""
+HELD_KEY_SECONDS = 1.0
+"""A Ctrl-C so soon after the first is the same one: a key that is held, or a wrapper that passes on what the terminal has sent as well."""
 LATE_SECONDS = 5.0
 """What the others may take to leave by themselves: each has read of the end by then, or came too late to hear of it. Once node 0 has
 finished they are killed then; after a final code they are asked to stop."""
@@ -66,6 +68,7 @@ class Local:
     on_look: Callable[[Local], None] = lambda _: None  # a default that does nothing
     """Called about ten times a second while the run goes on."""
     _signal: int = 0
+    _told_at: float = math.inf
     _is_impatient: bool = False
     _settled: int | None = None
     """The code of the whole, once an agent's end has settled it; the others are only waited for from then on."""
@@ -137,9 +140,9 @@ class Local:
             code, words = error.exit.code, {"cause": error.exit.cause, "message": sentence}
         finally:
             nursery.close()
-            for signum, handler in before.items():  # whoever called this may still have something to do that can be interrupted
-                signal.signal(signum, handler)
         self.view.finish(code, words)
+        for signum, handler in before.items():  # whoever called this may still have something to do that can be interrupted
+            signal.signal(signum, handler)
         return code
 
     def _plan(self, logs: Path) -> list[_Agent]:
@@ -211,7 +214,7 @@ class Local:
 
     def _watch(self, nursery: Zygote) -> int:
         """Until all have ended: restart those that ask for it, show progress, stop all when one has ended for good."""
-        while self._by_pid and time.monotonic() < self._deadline:
+        while self._by_pid and not self._is_impatient and time.monotonic() < self._deadline:
             for death in nursery.deaths(timeout_seconds=LOOK_SECONDS):
                 self._after(death, nursery)
             self.view.refresh()
@@ -226,7 +229,7 @@ class Local:
                 self.view.say(f"agent {agent.node.node} is stopped: the run has finished without it")
             else:
                 why = "is" if self._is_impatient else f"did not leave within {self._stop_seconds:.0f} s and is"
-                self.view.say(f"agent {agent.node.node} {why} killed; the same command goes on from the last checkpoint", "bad")
+                self.view.say(f"agent {agent.node.node} {why} killed", "bad")
         if self._settled is not None:
             return self._settled
         return INTERRUPTED if self._signal == signal.SIGINT else 128 + self._signal
@@ -261,7 +264,7 @@ class Local:
 
     def _tell_all(self, nursery: Zygote) -> None:
         again = "; Ctrl-C again kills them" if self._signal == signal.SIGINT else ""
-        self.view.say(f"stopping the agents, which keep their state first{again} ...")
+        self.view.say(f"stopping the agents{again} ...")
         for pid in self._by_pid:
             nursery.kill(pid, signal.SIGTERM)
 
@@ -281,8 +284,9 @@ class Local:
         return {}
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002  # the signal module's signature
-        if self._signal == signum == signal.SIGINT:
-            self._is_impatient, self._deadline = True, time.monotonic()
+        now = time.monotonic()
+        self._is_impatient |= self._signal == signum == signal.SIGINT and now - self._told_at > HELD_KEY_SECONDS
+        self._told_at = now if not self._signal else self._told_at
         self._signal = signum
 
 
