@@ -240,7 +240,7 @@ def _outcome(gang: Gang, struck: float, clock: float, back: dict[str, Any]) -> O
     lost = last["step"] - resumed
     work = _work_seconds([step for step in before if step["step"] > resumed]) + struck - last["time"] if lost else 0.0
     parts = _incident(gang, struck, events, back)
-    return Outcome(back["time"] - clock, lost, max(0.0, work), parts)
+    return Outcome(back["time"] - clock, lost, max(0.0, work), incident=parts)
 
 
 def _work_seconds(steps: Sequence[dict[str, Any]]) -> float:
