@@ -69,13 +69,23 @@ def kill_pod(release: Release, place: str, bound: float) -> Row:
     kill_first(pod, "launch")
     seen = release.recovery(fault.started)
     code = release.wait_exit(place, fault.started, 30).code
-    causes = {event["cause"] for event in release.diary.of("fault", fault.started)}
+    faults, lost = (release.diary.of(kind, fault.started) for kind in ("fault", "lost"))
+    causes = {event["cause"] for event in faults}
+    named = {event["node"] for event in lost} | {event["node"] for event in faults if event["cause"] == "peer_loss"}
     source = next(event["source"] for event in release.diary.of("resume", fault.started) if event["attempt"] == seen.attempt)
     good = code == KILLED and "preemption" not in causes and source == "memory" and seen.resumed >= newest and seen.lost <= every
+    good = good and named == {node_of(place)}
     expected = f"next step < {bound:.0f} s, from memory, at most {every} steps lost (the interval there), {place}: {KILLED}"
     row = recovered(release, seen, expected, bound, good=good)
     told = f"from {source}, step {seen.resumed} ({newest} was seen there, {durable} on the claim); told as {', '.join(sorted(causes))}"
+    told += f", node {', '.join(map(str, named))} as lost"
     return replace(row, seen=f"{row.seen}; {told}")
+
+
+def node_of(place: str) -> int:
+    """`master-0` -> 0, `worker-1` -> 2."""
+    kind, _, index = place.partition("-")
+    return int(index) + (kind == "worker")
 
 
 def recovered(release: Release, seen: Recovery, expected: str, bound: float = math.inf, *, good: bool = True) -> Row:

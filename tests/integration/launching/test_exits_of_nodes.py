@@ -1,5 +1,5 @@
 """How `ddp launch` leaves when others fail it: 160 where ranks crash more often than they may though the run makes progress, 162 where a
-peer never comes. Each node's exit code, its last words in the kubelet's file, and its sentence say the same.
+peer never comes. Each node's exit code, its last words in the kubelet's file, and its sentence say the same. One that dies is named.
 """
 
 import json
@@ -12,6 +12,7 @@ from ddp_trainer.errors import DdpError
 from ddp_trainer.launchers.local import free_port
 from ddp_trainer.resilience.fault import MESSAGE_BYTES
 from ddp_trainer.telemetry.fetch import fetch
+from ddp_trainer.telemetry.incidents import incidents
 
 
 class Started:
@@ -110,6 +111,20 @@ def test_ranks_that_crash_too_often_though_the_run_makes_progress_end_all_nodes_
     assert [each.run.wait() for each in again] == [0, 0], again[0].run.output
     assert [event["step"] for event in run.of_kind("finish")] == [newest(run)]
     assert [each.last_words["cause"] for each in again] == ["finished", "finished"]
+
+
+def test_a_node_that_dies_without_a_word_is_named_when_its_successor_comes(node):
+    first, second = (node(index, "optim.max_steps=60") for index in (0, 1))
+    second.rank_of(1)
+    first.run.trained_to(2)
+    os.kill(second.run.pid, signal.SIGKILL)  # its ranks die with it
+    first.run.until(lambda: first.run.of_kind("restart"), "fault that the survivor has only suffered")
+    again = node(1, "optim.max_steps=60")
+    assert [each.run.wait() for each in (first, again)] == [0, 0], first.run.output
+    (fault,), (lost,) = first.run.of_kind("fault"), first.run.of_kind("lost")
+    assert (fault["cause"], fault["node"], lost["node"]) == ("failed_collective", 0, 1)
+    (incident,) = incidents(first.run.events, first.run.metrics)
+    assert (incident.cause, incident.where, incident.lost_steps) == ("peer_loss", "node 1", fault["step"] - incident.resumed_step)
 
 
 def newest(run):

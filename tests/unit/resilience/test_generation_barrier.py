@@ -164,6 +164,30 @@ def test_a_node_that_died_after_the_meeting_and_returns_brings_all_into_a_new_ge
     assert {barrier.generation for barrier in them.barriers} == {1}
 
 
+def test_a_node_that_returns_to_the_next_generation_is_named_once_and_a_broken_connection_is_no_death(gang):
+    them = gang(3)
+    them.meet()
+    them.barriers[0].ask_for_next()  # the others have noticed before it is back
+    them.barriers[1]._store.disconnect()
+    them.barriers[2] = them.join(2)
+    them.meet()
+    assert {barrier.generation for barrier in them.barriers} == {1}
+    assert [them.barriers[0].replaced(), them.barriers[0].replaced()] == [[2], []]
+    assert them.barriers[0].fault() is None
+
+
+def test_a_node_that_only_lost_its_connection_says_so(gang):
+    them = gang(2)
+    them.meet()
+    them.barriers[1]._store.disconnect()
+    (returning,) = them.start(1)
+    assert await_superseded(them.barriers[0])
+    assert "connection" in Fault.from_json(them.barriers[0].fault()).message
+    them.start(0)
+    returning.result(PATIENCE_SECONDS)
+    assert them.barriers[0].replaced() == []
+
+
 def await_superseded(barrier):
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:

@@ -91,6 +91,16 @@ def test_faults_before_the_first_new_step_belong_to_the_first():
     assert phases(incident) == (0, 5, 1, 1)
 
 
+def test_lost_node_is_the_cause_where_the_fault_only_said_who_suffered():
+    suffered = {**FAULT, "cause": "failed_collective", "rank": 0, "node": 0, "exit": 162, "message": "lost its peers"}
+    lost = [event(10.9, "lost", node=node, message="replaced") for node in (2, 3)]
+    (incident,) = incidents([START, FORM, FIRST, suffered, *lost, *AGAIN])
+    assert (incident.cause, incident.where, incident.exit, incident.message) == ("peer_loss", "node 2", None, "replaced")
+    assert (incident.step, incident.lost_steps, incident.echoes, *phases(incident)) == (40, 7, 1, 0, 1, 1.5, 1.5)
+    (second,) = incidents([START, FORM, FIRST, FAULT, *AGAIN, *lost])
+    assert (second.cause, second.echoes) == ("crash", 0), "outside an incident it explains nothing"
+
+
 def test_ranks_that_re_form_once_more_find_their_state_after_that():
     resumed = event(10.5, "resume", step=33)
     (incident,) = incidents([START, FORM, FIRST, FAULT, resumed, event(11, "form", attempt=2), event(14, "first_step", step=34)])

@@ -99,6 +99,8 @@ def _sentence(event: dict[str, Any]) -> tuple[str, Tone] | None:
         case "fault":
             who = f"node {event.get('node')}" if event.get("rank") is None else f"rank {event.get('rank')}"
             return f"{who}: {event.get('message')} (step {event.get('step')})", "bad"
+        case "lost":
+            return f"node {event.get('node')}: {event.get('message')}", "bad"
         case "restart":
             return "all nodes meet again", "plain"
         case "resume":

@@ -1,7 +1,8 @@
 """Node 0's office: decide on each generation's fault, once and for all agents, and write down what it was and what follows.
 
 The first root cause that any node posts stands. An echo (a failed collective, a rank that waits for others) is only taken for the cause
-when nobody has named a better one for a while.
+when nobody has named a better one for a while. Ranks that lost a node cannot say which one it was: that comes to light when it has been
+replaced, or has stayed away, and is written down then.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ddp_trainer.config import FaultToleranceSection
 from ddp_trainer.errors import BY_CAUSE, DIVERGED, HANG, PREEMPTED, Exit
 from ddp_trainer.resilience.chronicle import Chronicle
 from ddp_trainer.resilience.fault import FAILED_COLLECTIVE, REJOIN, Ending, Fault
-from ddp_trainer.resilience.rendezvous import GenerationBarrier, StoreLostError
+from ddp_trainer.resilience.rendezvous import REPLACED, GenerationBarrier, StoreLostError
 from ddp_trainer.resilience.verdict import judge
 from ddp_trainer.telemetry.events import EventLog
 
@@ -38,14 +39,30 @@ class Judge:
         self._policy = policy
         self._leads = barrier.node == 0
         self._echo_since: float | None = None
+        self._is_unexplained = False
+        """Whether the fault of the generation that ended last is only what others suffered from it."""
+        self._members = list(barrier.members)
 
     def begin_attempt(self, attempt: int, world_size: int) -> None:
         """A generation has formed."""
         self._echo_since = None
+        if self._leads:
+            self._name_lost()
         self._chronicle.world_size = world_size
         self._chronicle.begin_attempt(attempt)
         if self._events:
             self._events.append("form", attempt=attempt, generation=self._barrier.generation, world_size=world_size)
+
+    def _name_lost(self) -> None:
+        """Who was lost, where the fault could not say it."""
+        present, before = self._barrier.members, self._members
+        lost = dict.fromkeys(self._barrier.replaced(), REPLACED)
+        lost |= dict.fromkeys((node for node in before if node not in present), "the agent was lost and has not come back")
+        for node, message in lost.items() if self._is_unexplained else ():
+            _log.warning("node %d: %s", node, message)
+            if self._events:
+                self._events.append("lost", node=node, message=message)
+        self._members, self._is_unexplained = list(present), False
 
     def look(self) -> None:
         """Decide on this generation's fault, if there is one and the decision is not made."""
@@ -79,7 +96,9 @@ class Judge:
             return None
         fault = echo if echo.cause == HANG.cause else replace(echo, cause=FAILED_COLLECTIVE, message=f"lost its peers: {echo.message}")
         self._barrier.post_fault(fault.to_json())
-        return Fault.from_json(self._barrier.fault() or fault.to_json())  # a root cause may have been posted since the look
+        agreed = Fault.from_json(self._barrier.fault() or fault.to_json())  # a root cause may have been posted since the look
+        self._is_unexplained = agreed == fault
+        return agreed
 
     def account(self) -> None:
         """Write down why a generation ended, before the next one forms."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 
 from ddp_trainer.resilience.agent_store import AgentStore
 
@@ -22,6 +23,10 @@ class Membership:
         self._nodes = nodes
         self._min_nodes = min_nodes or nodes
         self._rejoin_wait_seconds = rejoin_wait_seconds
+        self._life = uuid.uuid4().hex
+        """Of this process, through all its connections: another one in the store is a predecessor's."""
+        self._is_introduced = False
+        self._replacements_told = 0
 
     @property
     def is_elastic(self) -> bool:
@@ -37,9 +42,32 @@ class Membership:
         """Claim this node's place; False where somebody has it: this node before a fault, or a predecessor that has died."""
         if self._store.first(f"node/{generation}/{self._node}", token) != token:
             return False
+        if self.is_successor():
+            place = self._store.count("replacements", 1)
+            self._store.do(lambda store: store.set(f"replaced/{place}", str(self._node)))
         if self._store.count(f"joined/{generation}", 1) >= self._nodes and self.is_elastic:
             self._close(generation, list(range(self._nodes)))
         return True
+
+    def is_successor(self) -> bool:
+        """Whether another process was this node before, in this store. Asked again, it is not: it is said once."""
+        if self._is_introduced:
+            return False
+        known = self._store.first(f"life/{self._node}", self._life)
+        if known != self._life:
+            self._store.do(lambda store: store.set(f"life/{self._node}", self._life))
+        self._is_introduced = True
+        return known != self._life
+
+    def forget(self) -> None:
+        """The connection is a new one, perhaps to a store that knows nobody."""
+        self._is_introduced = False
+
+    def replaced(self) -> list[int]:
+        """Nodes whose places successors have taken in generations that formed, since this was asked last."""
+        told, self._replacements_told = self._replacements_told, self._store.count("replacements")
+        said = (self._store.peek(f"replaced/{place + 1}") for place in range(told, self._replacements_told))
+        return [int(node) for node in said if node is not None]
 
     def members(self, generation: int, since: float) -> list[int] | None:
         """Sorted members once they are known, None before; `since` is when the generation began to form here (monotonic seconds)."""

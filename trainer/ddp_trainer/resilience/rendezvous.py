@@ -48,6 +48,8 @@ FAREWELL_SECONDS = 5.0
 """How long node 0 keeps the store open for the others to read the end."""
 HURRY_SECONDS = 0.5
 """What a store's answer is waited for by a node that has no time left: a thousand times what it takes."""
+REPLACED = "the agent was lost and has been replaced"
+"""Said of a node by its successor, in the diary."""
 NAMED = 8
 """Absent nodes that an error names: a line, not a list."""
 
@@ -174,6 +176,10 @@ class GenerationBarrier(RendezvousHandler):
         """The root cause agreed for this generation."""
         return self._store.peek(f"fault/{self.generation}")
 
+    def replaced(self) -> list[int]:
+        """Nodes that died and came back too late to say so as this generation's fault, in the order in which they did, each told once."""
+        return self._membership.replaced()
+
     def post_stacks(self, stacks_json: str) -> None:
         """What this node's ranks were doing when they stood still, for the diary, which node 0 writes."""
         self._store.first(f"stacks/{self.generation}/{self.node}", stacks_json)
@@ -259,7 +265,8 @@ class GenerationBarrier(RendezvousHandler):
         if newest == self.generation or not self._membership.enter(newest, self._token):
             # this place was taken by oneself before a fault, or by a predecessor that has died: it cannot be taken twice
             if newest != self.generation:
-                lost = Fault("peer_loss", self.node, None, 0, 0, "the agent was lost and has been replaced")
+                words = REPLACED if self._membership.is_successor() else "the connection to node 0 was lost and has been made again"
+                lost = Fault("peer_loss", self.node, None, 0, 0, words)
                 self._store.first(f"fault/{newest}", lost.to_json())
             self._ask_beyond(newest)
             return False
@@ -309,6 +316,7 @@ class GenerationBarrier(RendezvousHandler):
         if self._store.connect(deadline, self._timeout_seconds, self.while_waiting):
             self.generation = -1  # a new store counts anew, and in an old one the place is taken
             self._token = uuid.uuid4().hex
+            self._membership.forget()
 
     def _pauses(self) -> list[float]:
         """The next pause of a wait and its longest, in seconds: a wait is two requests per look, and all wait at once."""

@@ -18,7 +18,20 @@ EVENTS_FILE = "events.jsonl"
 METRICS_FILE = "metrics.jsonl"
 
 EventKind = Literal[
-    "start", "form", "resume", "first_step", "checkpoint", "evaluate", "fault", "stacks", "restart", "stop", "finish", "quarantine", "note"
+    "start",
+    "form",
+    "resume",
+    "first_step",
+    "checkpoint",
+    "evaluate",
+    "fault",
+    "lost",
+    "stacks",
+    "restart",
+    "stop",
+    "finish",
+    "quarantine",
+    "note",
 ]
 
 
@@ -50,6 +63,11 @@ KINDS = (
         "fault",
         "a rank, an agent or a node was lost, or misbehaved",
         ("cause", "rank", "node", "exit", "step", "message", "window", "still_seconds", "struck_at"),
+    ),
+    Kind(
+        "lost",
+        "which node that fault was about, where it could only say who suffered from it: it was replaced, or has not come back",
+        ("node", "message"),
     ),
     Kind("stacks", "what the ranks of a node were doing when they stood still", ("stacks",)),
     Kind("restart", "ranks or an agent are being started again after a fault", ("cause", "node", "attempt")),

@@ -1,8 +1,9 @@
 """What struck a run, and how it came back: the incidents of its diary, phase by phase. Pure.
 
-An incident begins with a fault (or a node that came back) and ends with the first new step. Faults that follow before that belong to it. A
-preemption goes on through the stop and the next start: what lies between those is nobody's time. An older diary has no `first_step`;
-there an incident ends when a state was found, or with whatever only a training gang writes.
+An incident begins with a fault (or a node that came back) and ends with the first new step. Faults that follow before that belong to it,
+and so does what comes to light then: the node that was lost, where at first only others' failures were seen. A preemption goes on through
+the stop and the next start: what lies between those is nobody's time. An older diary has no `first_step`; there an incident ends when a
+state was found, or with whatever only a training gang writes.
 """
 
 from __future__ import annotations
@@ -128,6 +129,8 @@ class _Reader:
                 self._current = self._opened(record, seconds, self._seen_alive(seconds, record, before, after))
             else:
                 self._current = replace(current, echoes=current.echoes + 1, formed_seconds=None, resumed_seconds=None, stopped_seconds=None)
+        elif kind == "lost" and current is not None:
+            self._current = _explained(current, record)
         elif current is None:
             self._free_since = seconds if kind in {"start", "form", "resume", "first_step"} else self._free_since
         elif kind == "form":
@@ -196,6 +199,14 @@ def _unseen_seconds(record: Record) -> float:
 def _has_stepped(incident: Incident, step: int | None) -> bool:
     """Whether steps were made since the ranks resumed, though the line of the first one is missing, when a fault strikes at `step`."""
     return incident.resumed_step is not None and incident.resumed_seconds is not None and step is not None and step > incident.resumed_step
+
+
+def _explained(incident: Incident, record: Record) -> Incident:
+    """The node that was lost in it, where the fault could only say who suffered from that; of several nodes, the first."""
+    if incident.cause == PEER_LOST.cause:
+        return replace(incident, echoes=incident.echoes + 1)
+    node, message = whole(record.get("node")), text(record.get("message")) or incident.message
+    return replace(incident, cause=PEER_LOST.cause, rank=None, node=node, exit=None, message=message)
 
 
 def _resumed(incident: Incident, record: Record, seconds: float, step: int | None) -> Incident:
