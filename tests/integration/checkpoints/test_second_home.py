@@ -7,7 +7,7 @@ import threading
 
 import fsspec
 import pytest
-from small_checkpoints import commit, edited, is_state_of
+from small_checkpoints import IDENTITY, commit, edited, is_state_of
 
 from ddp_trainer.checkpoint import manifest as manifest_module
 from ddp_trainer.checkpoint import mirror as mirror_module
@@ -16,8 +16,8 @@ from ddp_trainer.checkpoint.mirror import Mirror
 from ddp_trainer.checkpoint.store import CheckpointStore
 from ddp_trainer.config import RunConfig
 from ddp_trainer.errors import ConfigError, DataError, PeerLostError
-from ddp_trainer.resilience import entrypoint
 from ddp_trainer.resilience.chronicle import LEDGER_FILE, Chronicle
+from ddp_trainer.resilience.preparation import prepare as prepare_run
 from ddp_trainer.telemetry.events import EVENTS_FILE, read_events
 
 PATIENCE_SECONDS = 60
@@ -332,12 +332,16 @@ def test_a_full_volume_is_an_error_of_its_own_and_gets_no_half_checkpoint(home, 
 
 
 @pytest.fixture
-def start(home, tmp_path):
-    """A start's first look at the run directory, with this `run.resume`; the run's store."""
+def start(home, tmp_path, monkeypatch):
+    """A start's first look at the run directory, with this `run.resume`; the run's store. It would train what was committed."""
+    monkeypatch.setattr(RunConfig, "identity", lambda _: IDENTITY)
 
     def prepare(resume="auto"):
         values = {"run.root": str(tmp_path), "run.name": "started", "run.resume": resume, "checkpoint.mirror_url": home}
-        entrypoint._prepared_store(RunConfig().with_values(values))
+        run_dir = tmp_path / "started"
+        chronicle = Chronicle("started", 0, 1, run_dir / LEDGER_FILE, resume)
+        chronicle.recall()
+        prepare_run(RunConfig().with_values(values), chronicle)
         return CheckpointStore(tmp_path / "started" / "checkpoints")
 
     return prepare
@@ -396,12 +400,23 @@ def test_never_with_an_interrupted_run_of_another_setting_is_a_new_run(home, sto
         start("never")
 
 
+def test_a_second_home_of_another_run_is_refused_and_nothing_of_it_is_taken(home, store, start, tmp_path, monkeypatch):
+    copy(Mirror(home), store, 1)
+    monkeypatch.setattr(RunConfig, "identity", lambda _: {**IDENTITY, "seed": 1})
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"holds a run of another configuration \(seed: 0 -> 1\); give another checkpoint\.mirror_url"):
+            start()
+    assert list((tmp_path / "started" / "checkpoints").iterdir()) == []
+    monkeypatch.setattr(RunConfig, "identity", lambda _: IDENTITY)
+    assert start().steps() == [1]
+
+
 @pytest.mark.usefixtures("s3_environment")
 def test_a_run_that_begins_anew_waits_for_a_second_home_that_does_not_answer(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     values = {"run.root": str(tmp_path), "run.resume": "never", "checkpoint.mirror_url": "s3://bucket/run"}
     with pytest.raises(PeerLostError, match="its second home s3://bucket/run cannot be read"):
-        entrypoint._prepared_store(RunConfig().with_values(values))
+        prepare_run(RunConfig().with_values(values), Chronicle("run", 0, 1, None, "never"))
 
 
 @pytest.mark.parametrize("copied", [(1,), (1, 2), (1, 2, 3)])

@@ -12,6 +12,9 @@ from safetensors import torch as saved_tensors
 from ddp_trainer.checkpoint.manifest import FileEntry, Manifest, sealed
 from ddp_trainer.checkpoint.store import CheckpointStore
 
+IDENTITY = {"seed": 0, "optim": {"lr": 0.1}}
+"""Of the configuration that they are said to be of."""
+
 
 def tensors_of(step: int) -> dict[str, torch.Tensor]:
     return {
@@ -49,7 +52,7 @@ def manifest_of(step: int, files: dict[str, FileEntry], metrics: dict[str, float
         world_size=2,
         seed=0,
         config_hash="c" * 16,
-        identity={"seed": 0, "optim": {"lr": 0.1}},
+        identity=IDENTITY,
         data_fingerprint="d" * 16,
         attempt=1,
         saved_at=1.0,

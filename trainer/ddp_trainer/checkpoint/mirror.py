@@ -12,12 +12,12 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from ddp_trainer.checkpoint.durable import TEMPORARY
-from ddp_trainer.checkpoint.manifest import MANIFEST_NAME, BadCheckpointError, OtherFormatError, read_manifest, step_of
+from ddp_trainer.checkpoint.manifest import MANIFEST_NAME, BadCheckpointError, Manifest, OtherFormatError, read_manifest, step_of
 from ddp_trainer.checkpoint.store import CheckpointStore
 from ddp_trainer.errors import ConfigError, DataError, PeerLostError
 
@@ -84,8 +84,10 @@ class Mirror:
                     return step
         return None
 
-    def fetch_newest(self, store: CheckpointStore) -> int | None:
+    def fetch_newest(self, store: CheckpointStore, admit: Callable[[Manifest], None] = lambda _: None) -> int | None:
         """Download the newest checkpoint that verifies into a store; returns its step, or None where none was ever copied whole.
+
+        `admit` is shown each one's manifest before its data are fetched, and may raise a DataError: another run's is not to be taken.
 
         To begin anew in spite of a copy would undo what it keeps, so where there are copies one is taken, or the run does not start.
 
@@ -99,11 +101,11 @@ class Mirror:
         withheld, bad = "", ""  # why, of the newest such copy
         for step, name in found:
             try:
-                self._fetch(files, f"{root}/{name}", store)
+                self._fetch(files, f"{root}/{name}", store, admit)
             except (OtherFormatError, BadCheckpointError, _HalfCopyError) as error:
                 _log.warning("%s/%s cannot be used (%s)", self._url, name, error)
                 bad = bad or ("" if isinstance(error, _HalfCopyError) else f"{name}: {error}")
-            except DataError:  # of this volume: an older copy would not fit either
+            except DataError:  # of this volume, or of another run: an older copy would not fit either
                 raise
             except Exception as error:  # as above; an older one may be given
                 _log.warning("%s/%s cannot be used (%s)", self._url, name, _words(error))
@@ -167,7 +169,7 @@ class Mirror:
                 _upload(files, content, f"{target}/{name}")
             _upload(files, manifest, f"{target}/{MANIFEST_NAME}")
 
-    def _fetch(self, files: Any, source: str, store: CheckpointStore) -> None:
+    def _fetch(self, files: Any, source: str, store: CheckpointStore, admit: Callable[[Manifest], None]) -> None:
         work = store.root / f"{TEMPORARY}mirror-{os.getpid()}"
         folder = work / Path(source).name
         shutil.rmtree(work, ignore_errors=True)
@@ -177,7 +179,9 @@ class Mirror:
                 files.get_file(f"{source}/{MANIFEST_NAME}", str(folder / MANIFEST_NAME))
             except FileNotFoundError:
                 raise _HalfCopyError("it has no manifest, so its copy never ended") from None
-            for name in read_manifest(folder).files:  # which refuses names that lead out of the folder
+            manifest = read_manifest(folder)  # which refuses names that lead out of the folder
+            admit(manifest)
+            for name in manifest.files:
                 try:
                     files.get_file(f"{source}/{name}", str(folder / name))
                 except FileNotFoundError:

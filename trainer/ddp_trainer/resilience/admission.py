@@ -26,12 +26,12 @@ def assert_admitted(config: RunConfig, store: CheckpointStore, *, goes_on: bool)
         )
     for step in reversed(steps):
         with contextlib.suppress(BadCheckpointError, OtherFormatError, OSError):  # who loads them says what is the matter
-            assert_own(config, read_manifest(store.folder(step)))
+            assert_own(config, read_manifest(store.folder(step)), str(config.run_dir))
             return
 
 
-def assert_own(config: RunConfig, manifest: Manifest, fingerprint: str | None = None) -> None:
-    """Compare a checkpoint with what this start would train, and on which data, where that is known.
+def assert_own(config: RunConfig, manifest: Manifest, where: str, fingerprint: str | None = None) -> None:
+    """Compare a checkpoint with what this start would train, and on which data, where that is known; `where`: the home it was found in.
 
     Raises:
         DataError: they differ, in the keys that it names, and `run.resume` is not `force`.
@@ -43,6 +43,7 @@ def assert_own(config: RunConfig, manifest: Manifest, fingerprint: str | None = 
         changed.append(f"data content: {manifest.data_fingerprint[:12]} -> {fingerprint[:12]}")
     if changed:
         raise DataError(
-            f"{config.run_dir} holds a run of another configuration ({'; '.join(changed)}); give another --run-dir, "
+            f"{where} holds a run of another configuration ({'; '.join(changed)}); give another "
+            f"{'--run-dir' if where == str(config.run_dir) else 'checkpoint.mirror_url'}, "
             f"or take the checkpoint over with --set run.resume=force"
         )

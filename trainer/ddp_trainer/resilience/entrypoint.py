@@ -20,12 +20,11 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ddp_trainer.config import RunConfig
-from ddp_trainer.errors import FINISHED, PREEMPTED, RANK_CRASHED, ConfigError, DataError, DdpError
+from ddp_trainer.errors import FINISHED, PREEMPTED, RANK_CRASHED, DataError, DdpError
 from ddp_trainer.resilience.compiler_import import postpone
 from ddp_trainer.resilience.fault import one_line
 from ddp_trainer.resilience.zygote import Zygote
@@ -33,9 +32,7 @@ from ddp_trainer.telemetry.events import EVENTS_FILE, EventLog
 from ddp_trainer.telemetry.server import StatusServer
 
 if TYPE_CHECKING:
-    from ddp_trainer.checkpoint.store import CheckpointStore
     from ddp_trainer.resilience.fault import Ending
-    from ddp_trainer.resilience.rendezvous import GenerationBarrier
 
 _log = logging.getLogger(__name__)
 
@@ -127,28 +124,23 @@ def _leave_at_once(me: Node, signum: int) -> NoReturn:
 
 def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygote: Zygote, server: StatusServer) -> int:
     from ddp_trainer.checkpoint.snapshot import SnapshotMemory
-    from ddp_trainer.resilience.admission import assert_admitted
     from ddp_trainer.resilience.agent import GangAgent
     from ddp_trainer.resilience.chronicle import LEDGER_FILE, Chronicle
     from ddp_trainer.resilience.custody import Custody
     from ddp_trainer.resilience.local_ranks import LocalRanks
+    from ddp_trainer.resilience.preparation import prepare_or_refuse
     from ddp_trainer.telemetry.facts import FactsPage
     from ddp_trainer.telemetry.node import NodeTelemetry
 
     leads = me.node == 0
     with _run_lock(config, leads=leads) as next_attempt, _scratch(config, me.node) as scratch:
-        store = _prepared_store(config) if leads else None
         events = EventLog(config.run_dir / EVENTS_FILE) if leads else None
         ledger = config.run_dir / LEDGER_FILE if leads else None
         chronicle = Chronicle(config.run.name, me.node, config.world_size, ledger, config.run.resume)
         interrupted_by = chronicle.recall()
         barrier = _barrier(config, me)
-        if store:
-            try:
-                assert_admitted(config, store, goes_on=chronicle.goes_on)
-            except DdpError as error:
-                _refuse(barrier, error)
-                raise
+        if leads:
+            prepare_or_refuse(config, chronicle, barrier)
         chronicle.forget_crashes()
         if events:
             _write_config(config)
@@ -192,64 +184,6 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
         _report(ending, me, chronicle, telemetry, events if chronicle.path else None)
         custody.close(lambda: agent.left_seconds)
     return ending.exit.code
-
-
-def _refuse(barrier: GenerationBarrier, error: DdpError) -> None:
-    """End all nodes with the same words. They are met for it, since who comes late would else wait for node 0 as for a lost one."""
-    from torch.distributed.elastic.rendezvous import RendezvousClosedError
-
-    from ddp_trainer.resilience.fault import Fault
-    from ddp_trainer.resilience.judge import last_word
-
-    with contextlib.suppress(DdpError, RendezvousClosedError):
-        barrier.next_rendezvous()
-        barrier.close(last_word(error.exit, Fault(error.exit.cause, 0, None, error.exit.code, 0, str(error)), str(error)))
-        barrier.farewell()
-
-
-def _prepared_store(config: RunConfig) -> CheckpointStore:
-    """Before anybody writes there: a volume without a good checkpoint begins with what its second home has, unless the run begins anew.
-
-    Here, not where rank 0 finds that none verifies: a download may take longer than ranks wait for each other.
-
-    Raises:
-        ConfigError: the run begins anew, and its second home holds another run's.
-        DdpError: as `Mirror.fetch_newest`.
-    """
-    from ddp_trainer.checkpoint.store import CheckpointStore
-    from ddp_trainer.resilience.restore import tell_of_bad
-
-    store = CheckpointStore(config.run_dir / "checkpoints", tell=partial(tell_of_bad, config.run_dir))
-    store.prepare()
-    _fetch_newest(config, store)
-    return store
-
-
-def _fetch_newest(config: RunConfig, store: CheckpointStore) -> None:
-    from ddp_trainer.checkpoint.mirror import Mirror
-
-    url = config.checkpoint.mirror_url
-    if not url or store.has_good():
-        return
-    mirror = Mirror(url)
-    if config.run.resume == "never" and not _goes_on(config):
-        if not store.steps() and (newest := mirror.newest()) is not None:
-            raise ConfigError(
-                f"checkpoint.mirror_url {url} holds checkpoints (the newest: step {newest}) and run.resume is never: they would be mixed "
-                f"up with the new run's; give it another URL, or resume from them with --set run.resume=auto"
-            )
-        return
-    if (step := mirror.fetch_newest(store)) is not None:
-        _log.info("the checkpoint of step %d was fetched from %s", step, url)
-
-
-def _goes_on(config: RunConfig) -> bool:
-    """Whether the ledger tells of an interrupted run that the same `run.resume` began here."""
-    from ddp_trainer.resilience.chronicle import LEDGER_FILE, Chronicle
-
-    chronicle = Chronicle(config.run.name, 0, config.world_size, config.run_dir / LEDGER_FILE, config.run.resume)
-    chronicle.recall()
-    return chronicle.goes_on
 
 
 def _barrier(config: RunConfig, me: Node) -> Any:

@@ -247,7 +247,7 @@ def _load(config: RunConfig, store: CheckpointStore | None, fingerprint: str, ab
         return None  # "never" is how one begins anew where all checkpoints were set aside
     loaded = store.load_newest(newer_than=above)
     if loaded is not None:
-        assert_own(config, loaded.manifest, fingerprint)
+        assert_own(config, loaded.manifest, str(config.run_dir), fingerprint)
     return loaded
 
 

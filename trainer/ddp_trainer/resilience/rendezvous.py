@@ -81,6 +81,8 @@ class GenerationBarrier(RendezvousHandler):
         self.nodes = nodes
         self.host = host
         self.port = port
+        self.timeout_seconds = timeout_seconds
+        """What a meeting may take."""
         self.generation = -1
         """The generation this node has joined last; -1 before the first."""
         self.members = list(range(nodes))
@@ -88,7 +90,6 @@ class GenerationBarrier(RendezvousHandler):
         self.while_waiting: Callable[[], None] = _nothing
         """Called at every look while waiting; may raise to end the wait."""
         self._run_id = run_id
-        self._timeout_seconds = timeout_seconds
         self._hurry_seconds = math.inf
         self._token = uuid.uuid4().hex
         self._store = AgentStore(host, port, is_host=node == 0)
@@ -112,7 +113,7 @@ class GenerationBarrier(RendezvousHandler):
             PeerLostError: somebody did not come within the peer timeout; the message names them.
             RendezvousClosedError: the run has ended; `ending` says how.
         """
-        deadline = time.monotonic() + self._timeout_seconds
+        deadline = time.monotonic() + self.timeout_seconds
         while True:
             try:
                 if self._join(deadline):
@@ -282,7 +283,7 @@ class GenerationBarrier(RendezvousHandler):
                 return True
             if time.monotonic() >= deadline:
                 raise PeerLostError(
-                    f"{self._absent(newest)} did not come to generation {newest} within {self._timeout_seconds:.0f} s; "
+                    f"{self._absent(newest)} did not come to generation {newest} within {self.timeout_seconds:.0f} s; "
                     f"see why they do not start, or raise distributed.peer_timeout_seconds"
                 )
             self._rest(pauses)
@@ -307,13 +308,13 @@ class GenerationBarrier(RendezvousHandler):
         while self._newest() == generation:
             if time.monotonic() >= deadline:
                 raise PeerLostError(
-                    f"generation {generation} runs without node {self.node} and did not let it in within {self._timeout_seconds:.0f} s; "
+                    f"generation {generation} runs without node {self.node} and did not let it in within {self.timeout_seconds:.0f} s; "
                     f"see whether its steps are that long, or raise distributed.peer_timeout_seconds"
                 )
             self._rest(pauses)
 
     def _connect(self, deadline: float) -> None:
-        if self._store.connect(deadline, self._timeout_seconds, self.while_waiting):
+        if self._store.connect(deadline, self.timeout_seconds, self.while_waiting):
             self.generation = -1  # a new store counts anew, and in an old one the place is taken
             self._token = uuid.uuid4().hex
             self._membership.forget()

@@ -1,0 +1,80 @@
+"""Node 0's first look at its run directory: made ready for this start, or left as it is and the start refused, on all nodes alike."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from functools import partial
+
+from torch.distributed.elastic.rendezvous import RendezvousClosedError
+
+from ddp_trainer.checkpoint.mirror import Mirror
+from ddp_trainer.checkpoint.store import CheckpointStore
+from ddp_trainer.config import RunConfig
+from ddp_trainer.errors import ConfigError, DdpError
+from ddp_trainer.resilience.admission import assert_admitted, assert_own
+from ddp_trainer.resilience.chronicle import Chronicle
+from ddp_trainer.resilience.fault import Fault
+from ddp_trainer.resilience.judge import last_word
+from ddp_trainer.resilience.rendezvous import GenerationBarrier
+from ddp_trainer.resilience.restore import tell_of_bad
+
+_log = logging.getLogger(__name__)
+
+REFUSAL_SECONDS = 60.0
+"""How long a refusal waits to be told to the other nodes: those that come later find no node 0."""
+
+
+def prepare_or_refuse(config: RunConfig, chronicle: Chronicle, barrier: GenerationBarrier) -> None:
+    """Make the run directory ready, or end this start on all nodes with the same words.
+
+    Raises:
+        DdpError: as `prepare`; the other nodes were told, unless the same start may succeed later: for that they wait.
+    """
+    try:
+        prepare(config, chronicle)
+    except DdpError as error:
+        if not error.exit.retried:
+            _refuse(barrier, error)
+        raise
+
+
+def prepare(config: RunConfig, chronicle: Chronicle) -> None:
+    """A volume without a good checkpoint begins with what its second home has, unless the run begins anew.
+
+    Here, not where rank 0 finds that none verifies: a download may take longer than ranks wait for each other.
+
+    Raises:
+        ConfigError: the run begins anew, and its second home holds another run's.
+        DataError: what lies here, or there, is another run's, or must not be gone on with.
+        DdpError: as `Mirror.fetch_newest`.
+    """
+    store = CheckpointStore(config.run_dir / "checkpoints", tell=partial(tell_of_bad, config.run_dir))
+    store.prepare()
+    if (url := config.checkpoint.mirror_url) and not store.has_good():
+        _fetch_newest(config, url, store, chronicle)
+    assert_admitted(config, store, goes_on=chronicle.goes_on)
+
+
+def _fetch_newest(config: RunConfig, url: str, store: CheckpointStore, chronicle: Chronicle) -> None:
+    mirror = Mirror(url)
+    if config.run.resume == "never" and not chronicle.goes_on:
+        if not store.steps() and (newest := mirror.newest()) is not None:
+            raise ConfigError(
+                f"checkpoint.mirror_url {url} holds checkpoints (the newest: step {newest}) and run.resume is never: they would be mixed "
+                f"up with the new run's; give it another URL, or resume from them with --set run.resume=auto"
+            )
+        return
+    step = mirror.fetch_newest(store, lambda manifest: assert_own(config, manifest, url))
+    if step is not None:
+        chronicle.durable_step = step
+        _log.info("the checkpoint of step %d was fetched from %s", step, url)
+
+
+def _refuse(barrier: GenerationBarrier, error: DdpError) -> None:
+    """End all nodes with the same words. They are met for it, since who comes late would else wait for node 0 as for a lost one."""
+    barrier.timeout_seconds = min(barrier.timeout_seconds, REFUSAL_SECONDS)
+    with contextlib.suppress(DdpError, RendezvousClosedError):
+        barrier.next_rendezvous()
+        barrier.close(last_word(error.exit, Fault(error.exit.cause, 0, None, error.exit.code, 0, str(error)), str(error)))
+        barrier.farewell()
