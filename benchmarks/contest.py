@@ -108,7 +108,9 @@ class Player:
     def _signal_helpers(self, signum: signal.Signals) -> None:
         """Agents and fork servers look around ten times a second: a burden on the others' turns that would flatter their own."""
         if self.contestant.freezes:
-            for process in family(self.process.pid):
+            # children are stopped before their parents and woken after them: node 0's agent, the oldest, answers until the others are still
+            order = family(self.process.pid)[:: -1 if signum == signal.SIGSTOP else 1]
+            for process in order:
                 if process.pid not in self._ranks:
                     with contextlib.suppress(psutil.Error):
                         process.send_signal(signum)

@@ -16,13 +16,15 @@ PATIENCE_SECONDS = 150
 """A bound against hanging only."""
 
 
-def ranks(target: str, world_size: int, **arguments: Any) -> list[Any]:
+def ranks(target: str, world_size: int, on_machine: int | None = None, **arguments: Any) -> list[Any]:
     """Run `module:function(group, **arguments)` on every rank; what each gives (JSON), in rank order.
 
+    `on_machine`: how many of them believe to share a machine; default: all, which then add up gradients in memory.
     The module is looked for where the tests are imported from.
     """
     with tempfile.TemporaryDirectory() as folder:
         request = {"target": target, "world_size": world_size, "arguments": arguments, "folder": folder, "path": sys.path}
+        request["on_machine"] = on_machine or world_size
         done = subprocess.run(
             [sys.executable, __file__, json.dumps(request)], check=False, capture_output=True, text=True, timeout=PATIENCE_SECONDS
         )
@@ -38,7 +40,7 @@ def _rank(rank: int, request: dict[str, Any]) -> int:
     size, meeting = request["world_size"], f"file://{request['folder']}/meeting"
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
-    group = Group(Place(rank, size, rank, size, "", 0, ""), torch.device("cpu"), "gloo")
+    group = Group(Place(rank, size, rank, request["on_machine"], "", 0, ""), torch.device("cpu"), "gloo")
     module, _, name = request["target"].partition(":")
     given = getattr(importlib.import_module(module), name)(group, **request["arguments"])
     (Path(request["folder"]) / str(rank)).write_text(json.dumps(given))

@@ -15,15 +15,19 @@ from torch import Tensor
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from ddp_trainer.shared_sum import SharedSum
+
 
 class GradientSum:
     """The exchange of one wrapped model."""
 
     def __init__(self) -> None:
         self._is_muted = False
+        self._shared: SharedSum | None = None
 
-    def serve(self, model: DistributedDataParallel) -> None:
-        """Be that model's exchange, for good. Before its first backward pass."""
+    def serve(self, model: DistributedDataParallel, shared: SharedSum | None = None) -> None:
+        """Be that model's exchange, for good, through `shared` where all ranks have it. Before its first backward pass."""
+        self._shared = shared
         # a lambda: DDP compares annotations with classes, and this file's are text
         model.register_comm_hook(self, lambda exchange, bucket: exchange.start_sum(bucket.buffer()))
 
@@ -38,10 +42,12 @@ class GradientSum:
 
     def start_sum(self, bucket: Tensor) -> Future[Tensor]:
         """Start to sum a bucket in place; the future has it."""
-        if self._is_muted:
-            done: Future[Tensor] = Future()  # of no device: nothing is enqueued that anybody would have to wait for
-            done.set_result(bucket)
-            return done
-        work = dist.all_reduce(bucket, async_op=True)
-        assert work is not None  # the group is this rank's
-        return cast("Future[Tensor]", work.get_future().then(lambda summed: summed.value()[0]))
+        if self._shared is None and not self._is_muted:
+            work = dist.all_reduce(bucket, async_op=True)
+            assert work is not None  # the group is this rank's
+            return cast("Future[Tensor]", work.get_future().then(lambda summed: summed.value()[0]))
+        if self._shared is not None and not self._is_muted:
+            self._shared.add_up(bucket)
+        done: Future[Tensor] = Future()  # of no device: nothing is enqueued that anybody would have to wait for
+        done.set_result(bucket)
+        return done
