@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import re
 import time
@@ -27,7 +28,9 @@ from ddp_trainer.cores import cores
 from ddp_trainer.errors import ConfigError
 from ddp_trainer.gradient_sum import GradientSum
 from ddp_trainer.heap import keep_freed_memory
-from ddp_trainer.shared_sum import Offer, SharedSum
+from ddp_trainer.shared_sum import PIECE_BYTES, Offer, SharedSum
+
+_log = logging.getLogger(__name__)
 
 POLL_SECONDS = (0.005, 0.25)
 """First and longest pause between two looks at who is there."""
@@ -143,7 +146,8 @@ class Group:
         if self.world_size == 1:
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
-        shared = self._shared_sum()
+        shared = self._shared_sum(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad))
+        _log.info("gradients of %d ranks are added up %s", self.world_size, "in memory" if shared else f"by {self.backend}")
         wrapped = DistributedDataParallel(
             model,
             device_ids=devices,
@@ -156,13 +160,14 @@ class Group:
         exchange.serve(wrapped, shared)
         return wrapped
 
-    def _shared_sum(self) -> SharedSum | None:
+    def _shared_sum(self, gradient_bytes: int) -> SharedSum | None:
         """On CPUs of one machine, where every rank can open the first one's memory; None on each of them where one cannot."""
         if self.device.type != "cpu" or self._ranks_on_machine < self.world_size:
             return None
-        with SharedSum.offered(self.world_size) if self.rank == 0 else contextlib.nullcontext() as offer:
+        piece_bytes = min(PIECE_BYTES, gradient_bytes)
+        with SharedSum.offered(self.world_size, piece_bytes) if self.rank == 0 else contextlib.nullcontext() as offer:
             told = self.share_json(asdict(offer) if offer else None)
-            opened = SharedSum.open(Offer(**told), self.rank, self.world_size)
+            opened = SharedSum.open(Offer(**told), self.rank, self.world_size) if told else None
             have = self.sum(torch.tensor([float(opened is not None)]))
         return opened if int(have) == self.world_size else None
 

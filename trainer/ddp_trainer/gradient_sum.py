@@ -42,12 +42,17 @@ class GradientSum:
 
     def start_sum(self, bucket: Tensor) -> Future[Tensor]:
         """Start to sum a bucket in place; the future has it."""
-        if self._shared is None and not self._is_muted:
-            work = dist.all_reduce(bucket, async_op=True)
-            assert work is not None  # the group is this rank's
-            return cast("Future[Tensor]", work.get_future().then(lambda summed: summed.value()[0]))
-        if self._shared is not None and not self._is_muted:
+        if self._is_muted:
+            return _done(bucket)
+        if self._shared and not bucket.is_sparse:
             self._shared.add_up(bucket)
-        done: Future[Tensor] = Future()  # of no device: nothing is enqueued that anybody would have to wait for
-        done.set_result(bucket)
-        return done
+            return _done(bucket)
+        work = dist.all_reduce(bucket, async_op=True)
+        assert work is not None  # the group is this rank's
+        return cast("Future[Tensor]", work.get_future().then(lambda summed: summed.value()[0]))
+
+
+def _done(bucket: Tensor) -> Future[Tensor]:
+    done: Future[Tensor] = Future()  # of no device: nothing is enqueued that anybody would have to wait for
+    done.set_result(bucket)
+    return done

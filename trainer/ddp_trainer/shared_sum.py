@@ -50,17 +50,20 @@ class SharedSum:
 
     @staticmethod
     @contextlib.contextmanager
-    def offered(world_size: int, piece_bytes: int = PIECE_BYTES) -> Iterator[Offer]:
-        """Memory for so many ranks; they can open it while this is open."""
+    def offered(world_size: int, piece_bytes: int = PIECE_BYTES) -> Iterator[Offer | None]:
+        """Memory for so many ranks, which can open it while this is open; None where there is none."""
         block_bytes = (piece_bytes // world_size // ALIGNED_BYTES + 1) * ALIGNED_BYTES
-        secret = secrets.token_hex(16)
-        descriptor = os.memfd_create("ddp-gradients")
-        try:
-            os.ftruncate(descriptor, HEAD_BYTES + world_size**2 * block_bytes)
-            os.pwrite(descriptor, secret.encode(), 0)
-            yield Offer(f"/proc/{os.getpid()}/fd/{descriptor}", secret, block_bytes)
-        finally:
-            os.close(descriptor)
+        with contextlib.ExitStack() as stack:
+            try:
+                descriptor = os.memfd_create("ddp-gradients")
+                stack.callback(os.close, descriptor)
+                os.posix_fallocate(descriptor, 0, HEAD_BYTES + world_size**2 * block_bytes)  # now, not in the middle of a step
+            except OSError:
+                offer = None
+            else:
+                offer = Offer(f"/proc/{os.getpid()}/fd/{descriptor}", secrets.token_hex(16), block_bytes)
+                os.pwrite(descriptor, offer.secret.encode(), 0)
+            yield offer
 
     @classmethod
     def open(cls, offer: Offer, rank: int, world_size: int) -> Self | None:

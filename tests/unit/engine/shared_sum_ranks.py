@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ PIECE_BYTES = 8 * 500
 def _memory(group: Group) -> SharedSum:
     with SharedSum.offered(group.world_size, PIECE_BYTES) if group.rank == 0 else contextlib.nullcontext() as offer:
         told = group.share_json(offer and vars(offer))
-        opened = SharedSum.open(Offer(**told), group.rank, group.world_size)
+        opened = told and SharedSum.open(Offer(**told), group.rank, group.world_size)
         dist.barrier()
     assert opened
     return opened
@@ -49,6 +50,7 @@ def sums(group: Group, lengths: list[int], dtypes: list[str], times: int) -> lis
 def strangers(group: Group) -> list[bool]:
     """Whether offers were taken that are not this memory's: a process that is gone, and a file that holds other words."""
     with SharedSum.offered(2, PIECE_BYTES) as own:
+        assert own
         gone, other = Offer(f"/proc/{2**22 + 1}/fd/3", own.secret, own.block_bytes), Offer(own.path, "0" * 32, own.block_bytes)
         return [SharedSum.open(offer, 0, 2) is not None for offer in (gone, other, own)]
 
@@ -68,11 +70,21 @@ def left_alone(group: Group) -> dict[str, Any]:
 
 def wrapped(group: Group) -> bool:
     """Whether a model wrapped here adds up in memory."""
-    return group._shared_sum() is not None
+    return group._shared_sum(4 * 12) is not None
 
 
 def apart(group: Group) -> bool:
     """The same where the last rank cannot open the memory, as in another container."""
     if group.rank == group.world_size - 1:
         SharedSum.open = classmethod(lambda *_: None)  # type: ignore[assignment, method-assign]
+    return wrapped(group)
+
+
+def without_memory(group: Group) -> bool:
+    """The same where the first rank is refused the memory."""
+
+    def refused(*_: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    os.posix_fallocate = refused
     return wrapped(group)

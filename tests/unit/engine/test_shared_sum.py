@@ -24,6 +24,9 @@ def test_a_peer_that_is_gone_is_an_echo_as_in_any_collective():
     assert all(words["is_echo"] and "gloo" in words["words"] for words in said), said
 
 
-@pytest.mark.parametrize(("what", "on_machine", "used"), [("wrapped", None, True), ("wrapped", 1, False), ("apart", None, False)])
+@pytest.mark.parametrize(
+    ("what", "on_machine", "used"),
+    [("wrapped", None, True), ("wrapped", 1, False), ("apart", None, False), ("without_memory", None, False)],
+)
 def test_it_is_used_by_all_or_by_none(what, on_machine, used):
     assert ranks(f"shared_sum_ranks:{what}", 2, on_machine=on_machine) == [used, used]

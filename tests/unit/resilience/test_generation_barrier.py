@@ -172,7 +172,7 @@ def test_a_node_that_returns_to_the_next_generation_is_named_once_and_a_broken_c
     them.barriers[2] = them.join(2)
     them.meet()
     assert {barrier.generation for barrier in them.barriers} == {1}
-    assert [them.barriers[0].replaced(), them.barriers[0].replaced()] == [[2], []]
+    assert [them.barriers[0].take_replaced(), them.barriers[0].take_replaced()] == [[2], []]
     assert them.barriers[0].fault() is None
 
 
@@ -185,7 +185,7 @@ def test_a_node_that_only_lost_its_connection_says_so(gang):
     assert "connection" in Fault.from_json(them.barriers[0].fault()).message
     them.start(0)
     returning.result(PATIENCE_SECONDS)
-    assert them.barriers[0].replaced() == []
+    assert them.barriers[0].take_replaced() == []
 
 
 def await_superseded(barrier):

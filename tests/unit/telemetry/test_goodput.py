@@ -96,9 +96,16 @@ def test_lost_node_is_the_cause_where_the_fault_only_said_who_suffered():
     lost = [event(10.9, "lost", node=node, message="replaced") for node in (2, 3)]
     (incident,) = incidents([START, FORM, FIRST, suffered, *lost, *AGAIN])
     assert (incident.cause, incident.where, incident.exit, incident.message) == ("peer_loss", "node 2", None, "replaced")
-    assert (incident.step, incident.lost_steps, incident.echoes, *phases(incident)) == (40, 7, 1, 0, 1, 1.5, 1.5)
+    assert (incident.step, incident.lost_steps, incident.echoes, *phases(incident)) == (40, 7, 0, 0, 1, 1.5, 1.5)
     (second,) = incidents([START, FORM, FIRST, FAULT, *AGAIN, *lost])
     assert (second.cause, second.echoes) == ("crash", 0), "outside an incident it explains nothing"
+
+
+@pytest.mark.parametrize("first", [FAULT, {**FAULT, "cause": "failed_collective"}])
+def test_a_node_that_was_lost_before_the_first_new_step_is_not_what_struck_first(first):
+    echo, lost = event(10.5, "fault", cause="failed_collective", node=0), event(10.9, "lost", node=2, message="replaced")
+    (incident,) = incidents([START, FORM, FIRST, first, echo, lost, *AGAIN])
+    assert (incident.cause, incident.where, incident.echoes) == (first["cause"], "rank 2 on node 1", 1)
 
 
 def test_ranks_that_re_form_once_more_find_their_state_after_that():

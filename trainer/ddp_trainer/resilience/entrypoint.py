@@ -129,6 +129,7 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
     from ddp_trainer.resilience.custody import Custody
     from ddp_trainer.resilience.local_ranks import LocalRanks
     from ddp_trainer.resilience.preparation import prepare_or_refuse
+    from ddp_trainer.resilience.rendezvous import REPLACED
     from ddp_trainer.telemetry.facts import FactsPage
     from ddp_trainer.telemetry.node import NodeTelemetry
 
@@ -145,8 +146,7 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
         if events:
             _write_config(config)
             if interrupted_by == "peer_loss":
-                step, message = chronicle.reached_step, "the agent was lost and has been replaced"
-                events.append("fault", cause="peer_loss", node=0, rank=None, exit=0, step=step, message=message)
+                events.append("fault", cause="peer_loss", node=0, rank=None, exit=0, step=chronicle.reached_step, message=REPLACED)
             if interrupted_by:
                 chronicle.restarted(interrupted_by)
             events.append("start", attempt=chronicle.attempt, nodes=me.nodes, procs_per_node=config.distributed.procs_per_node)

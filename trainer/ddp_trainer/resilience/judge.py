@@ -56,7 +56,8 @@ class Judge:
     def _name_lost(self) -> None:
         """Who was lost, where the fault could not say it."""
         present, before = self._barrier.members, self._members
-        lost = dict.fromkeys(self._barrier.replaced(), REPLACED)
+        # a node that stood outside before was lost some time ago, and is no news
+        lost = dict.fromkeys((node for node in self._barrier.take_replaced() if node in before), REPLACED)
         lost |= dict.fromkeys((node for node in before if node not in present), "the agent was lost and has not come back")
         for node, message in lost.items() if self._is_unexplained else ():
             _log.warning("node %d: %s", node, message)

@@ -42,15 +42,19 @@ class Membership:
         """Claim this node's place; False where somebody has it: this node before a fault, or a predecessor that has died."""
         if self._store.first(f"node/{generation}/{self._node}", token) != token:
             return False
-        if self.is_successor():
-            place = self._store.count("replacements", 1)
-            self._store.do(lambda store: store.set(f"replaced/{place}", str(self._node)))
+        if self.introduce():
+            self.tell_of_replacement()
         if self._store.count(f"joined/{generation}", 1) >= self._nodes and self.is_elastic:
             self._close(generation, list(range(self._nodes)))
         return True
 
-    def is_successor(self) -> bool:
-        """Whether another process was this node before, in this store. Asked again, it is not: it is said once."""
+    def tell_of_replacement(self) -> None:
+        """For node 0: this node was lost. Before it is counted, so that who sees the generation complete knows."""
+        place = self._store.count("replacements", 1)
+        self._store.do(lambda store: store.set(f"replaced/{place}", str(self._node)))
+
+    def introduce(self) -> bool:
+        """Say who this node is now; whether another process was it before, in this store. Introduced already, it is not told again."""
         if self._is_introduced:
             return False
         known = self._store.first(f"life/{self._node}", self._life)
@@ -63,8 +67,8 @@ class Membership:
         """The connection is a new one, perhaps to a store that knows nobody."""
         self._is_introduced = False
 
-    def replaced(self) -> list[int]:
-        """Nodes whose places successors have taken in generations that formed, since this was asked last."""
+    def take_replaced(self) -> list[int]:
+        """Nodes of which successors have told that they were lost, since this was asked last."""
         told, self._replacements_told = self._replacements_told, self._store.count("replacements")
         said = (self._store.peek(f"replaced/{place + 1}") for place in range(told, self._replacements_told))
         return [int(node) for node in said if node is not None]

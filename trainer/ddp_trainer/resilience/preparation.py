@@ -6,12 +6,10 @@ import contextlib
 import logging
 from functools import partial
 
-from torch.distributed.elastic.rendezvous import RendezvousClosedError
-
 from ddp_trainer.checkpoint.mirror import Mirror
 from ddp_trainer.checkpoint.store import CheckpointStore
 from ddp_trainer.config import RunConfig
-from ddp_trainer.errors import ConfigError, DdpError
+from ddp_trainer.errors import ConfigError, DdpError, PeerLostError
 from ddp_trainer.resilience.admission import assert_admitted, assert_own
 from ddp_trainer.resilience.chronicle import Chronicle
 from ddp_trainer.resilience.fault import Fault
@@ -22,7 +20,7 @@ from ddp_trainer.resilience.restore import tell_of_bad
 _log = logging.getLogger(__name__)
 
 REFUSAL_SECONDS = 60.0
-"""How long a refusal waits to be told to the other nodes: those that come later find no node 0."""
+"""How long a refusal waits for nodes that are not there yet: they are told with those that are, or find no node 0."""
 
 
 def prepare_or_refuse(config: RunConfig, chronicle: Chronicle, barrier: GenerationBarrier) -> None:
@@ -73,8 +71,7 @@ def _fetch_newest(config: RunConfig, url: str, store: CheckpointStore, chronicle
 
 def _refuse(barrier: GenerationBarrier, error: DdpError) -> None:
     """End all nodes with the same words. They are met for it, since who comes late would else wait for node 0 as for a lost one."""
-    barrier.timeout_seconds = min(barrier.timeout_seconds, REFUSAL_SECONDS)
-    with contextlib.suppress(DdpError, RendezvousClosedError):
-        barrier.next_rendezvous()
-        barrier.close(last_word(error.exit, Fault(error.exit.cause, 0, None, error.exit.code, 0, str(error)), str(error)))
-        barrier.farewell()
+    with contextlib.suppress(PeerLostError):  # not all have come
+        barrier.next_rendezvous(REFUSAL_SECONDS)
+    barrier.close(last_word(error.exit, Fault(error.exit.cause, 0, None, error.exit.code, 0, str(error)), str(error)))
+    barrier.farewell()

@@ -81,8 +81,6 @@ class GenerationBarrier(RendezvousHandler):
         self.nodes = nodes
         self.host = host
         self.port = port
-        self.timeout_seconds = timeout_seconds
-        """What a meeting may take."""
         self.generation = -1
         """The generation this node has joined last; -1 before the first."""
         self.members = list(range(nodes))
@@ -90,6 +88,7 @@ class GenerationBarrier(RendezvousHandler):
         self.while_waiting: Callable[[], None] = _nothing
         """Called at every look while waiting; may raise to end the wait."""
         self._run_id = run_id
+        self._timeout_seconds = timeout_seconds
         self._hurry_seconds = math.inf
         self._token = uuid.uuid4().hex
         self._store = AgentStore(host, port, is_host=node == 0)
@@ -106,14 +105,16 @@ class GenerationBarrier(RendezvousHandler):
         """Ranks meet in the agents' store, under a prefix of the generation."""
         return True
 
-    def next_rendezvous(self) -> RendezvousInfo:
+    def next_rendezvous(self, bound_seconds: float = math.inf) -> RendezvousInfo:
         """Join the newest generation and wait until it is complete; the rank is this node's place among the members.
+
+        `bound_seconds`: where that shall take less than the peer timeout.
 
         Raises:
             PeerLostError: somebody did not come within the peer timeout; the message names them.
             RendezvousClosedError: the run has ended; `ending` says how.
         """
-        deadline = time.monotonic() + self.timeout_seconds
+        deadline = time.monotonic() + min(self._timeout_seconds, bound_seconds)
         while True:
             try:
                 if self._join(deadline):
@@ -177,9 +178,9 @@ class GenerationBarrier(RendezvousHandler):
         """The root cause agreed for this generation."""
         return self._store.peek(f"fault/{self.generation}")
 
-    def replaced(self) -> list[int]:
-        """Nodes that died and came back too late to say so as this generation's fault, in the order in which they did, each told once."""
-        return self._membership.replaced()
+    def take_replaced(self) -> list[int]:
+        """Nodes that died and came back too late to say so as a generation's fault, in the order in which they did; each is given once."""
+        return self._membership.take_replaced()
 
     def post_stacks(self, stacks_json: str) -> None:
         """What this node's ranks were doing when they stood still, for the diary, which node 0 writes."""
@@ -266,9 +267,11 @@ class GenerationBarrier(RendezvousHandler):
         if newest == self.generation or not self._membership.enter(newest, self._token):
             # this place was taken by oneself before a fault, or by a predecessor that has died: it cannot be taken twice
             if newest != self.generation:
-                words = REPLACED if self._membership.is_successor() else "the connection to node 0 was lost and has been made again"
-                lost = Fault("peer_loss", self.node, None, 0, 0, words)
-                self._store.first(f"fault/{newest}", lost.to_json())
+                is_successor = self._membership.introduce()
+                words = REPLACED if is_successor else "the connection to node 0 was lost and has been made again"
+                lost = Fault("peer_loss", self.node, None, 0, 0, words).to_json()
+                if self._store.first(f"fault/{newest}", lost) != lost and is_successor:
+                    self._membership.tell_of_replacement()
             self._ask_beyond(newest)
             return False
         self.generation = newest
@@ -283,7 +286,7 @@ class GenerationBarrier(RendezvousHandler):
                 return True
             if time.monotonic() >= deadline:
                 raise PeerLostError(
-                    f"{self._absent(newest)} did not come to generation {newest} within {self.timeout_seconds:.0f} s; "
+                    f"{self._absent(newest)} did not come to generation {newest} within {self._timeout_seconds:.0f} s; "
                     f"see why they do not start, or raise distributed.peer_timeout_seconds"
                 )
             self._rest(pauses)
@@ -308,13 +311,13 @@ class GenerationBarrier(RendezvousHandler):
         while self._newest() == generation:
             if time.monotonic() >= deadline:
                 raise PeerLostError(
-                    f"generation {generation} runs without node {self.node} and did not let it in within {self.timeout_seconds:.0f} s; "
+                    f"generation {generation} runs without node {self.node} and did not let it in within {self._timeout_seconds:.0f} s; "
                     f"see whether its steps are that long, or raise distributed.peer_timeout_seconds"
                 )
             self._rest(pauses)
 
     def _connect(self, deadline: float) -> None:
-        if self._store.connect(deadline, self.timeout_seconds, self.while_waiting):
+        if self._store.connect(deadline, self._timeout_seconds, self.while_waiting):
             self.generation = -1  # a new store counts anew, and in an old one the place is taken
             self._token = uuid.uuid4().hex
             self._membership.forget()

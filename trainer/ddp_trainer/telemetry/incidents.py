@@ -22,6 +22,8 @@ STILL = re.compile(r"no sign of life for (\d{1,9}(?:\.\d+)?) s")
 """The watchdog's own measure of how long a hang was not seen; the lines of `metrics.jsonl` may lie minutes apart."""
 LONGEST_UNSEEN_SECONDS = 3.0
 """Node 0 writes of a death within tenths of a second, and of one that only others suffered from after one; more is a wrong clock."""
+SUFFERED = frozenset({"failed_collective", HANG.cause})
+"""Causes that may be another node's loss: its peers lost it, or wait for it."""
 THE_BEGINNING = "the beginning"
 """The `source` of an incident after which there was no state to go on from."""
 
@@ -202,9 +204,12 @@ def _has_stepped(incident: Incident, step: int | None) -> bool:
 
 
 def _explained(incident: Incident, record: Record) -> Incident:
-    """The node that was lost in it, where the fault could only say who suffered from that; of several nodes, the first."""
-    if incident.cause == PEER_LOST.cause:
-        return replace(incident, echoes=incident.echoes + 1)
+    """The node that was lost in it, where its fault could only say who suffered from that; of several nodes, the first.
+
+    After a second fault nothing is explained: it is that one of which the node was the cause.
+    """
+    if incident.echoes or incident.cause not in SUFFERED:
+        return incident
     node, message = whole(record.get("node")), text(record.get("message")) or incident.message
     return replace(incident, cause=PEER_LOST.cause, rank=None, node=node, exit=None, message=message)
 
