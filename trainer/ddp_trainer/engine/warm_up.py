@@ -18,9 +18,9 @@ def begin(run: Training) -> None:
     """Wrap the model, which is the same on all ranks, and run one throw-away backward, leaving the state as it was.
 
     DDP orders its buckets anew after the first backward, by the order in which gradients arrived, which changes the order of summation,
-    where that is the backend's (in memory it is the ranks'). Without this, a resumed run would then differ in the last bits from the one that was
-    not disturbed, at more than two ranks. A run that knows the order
-    from its past (`run.gradient_order`) needs no forward pass and no exchange for it; else it is noted for the next restart.
+    where that is the backend's (in memory it is the ranks'). Without this, a resumed run would then differ in the last bits from the one
+    that was not disturbed, at more than two ranks. A run that knows the order from its past (`run.gradient_order`) needs no forward pass
+    and no exchange for it; else it is noted for the next restart.
     """
     if run.group.world_size == 1:
         return
