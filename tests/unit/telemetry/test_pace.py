@@ -77,3 +77,13 @@ def test_the_histogram_counts_every_whole_step_once(times, step):
     assert sum(pace.histogram()["counts"]) == len(times) - 1
     eta = pace.eta_seconds(step, 50, 7)
     assert eta is None or eta >= 0
+
+
+def test_one_step_that_was_held_up_is_not_a_usual_one_and_is_soon_forgotten():
+    pace, now = Pace(), 0.0
+    pace.stepped(now)
+    for seconds in [0.3] * 20 + [40.0] + [0.3] * 100:
+        now += seconds
+        pace.stepped(now)
+        assert pace.usual_step_seconds == pytest.approx(0.3)
+    assert pace.step_seconds < 3

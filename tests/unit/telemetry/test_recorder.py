@@ -144,11 +144,11 @@ def test_every_ranks_own_part_of_a_step_is_told_as_far_as_it_is_known(clock, pag
 
 def test_the_duration_of_a_step_is_not_known_before_one_was_seen_whole(clock):
     mine = recorder(clock)
-    assert mine.step_seconds is None
+    assert mine.usual_step_seconds is None
     for step in range(1, 5):
         mine.step(step, 16)
         clock.now += 0.5
-    assert mine.step_seconds == pytest.approx(0.5)
+    assert mine.usual_step_seconds == pytest.approx(0.5)
 
 
 def test_rank_0_writes_the_curves_and_the_diary(clock, tmp_path):

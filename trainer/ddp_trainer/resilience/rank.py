@@ -195,8 +195,8 @@ def _hooks(
 
     def stepped(step: int, samples: int, own_seconds: tuple[float, ...]) -> None:
         recorder.step(step, samples // run.group.world_size, own_seconds, run.data_seconds)
-        if recorder.step_seconds:
-            keeper.schedule.step_seconds = recorder.step_seconds
+        if usual := recorder.usual_step_seconds:  # a step that was held up would else bring a snapshot after each of the next ones
+            keeper.schedule.step_seconds = usual
 
     def evaluating() -> None:
         nonlocal batches

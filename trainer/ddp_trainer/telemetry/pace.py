@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import deque
+from statistics import median
 from typing import Any
 
 BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -13,6 +15,9 @@ SMOOTHING_SECONDS = 10.0
 MIN_SMOOTHING_STEPS = 5.0
 """... but over at least this many steps, where one step takes seconds."""
 
+USUAL_STEPS = 9
+"""The median of so many steps is the usual one: half of them would have to be held up at once to move it."""
+
 
 class Pace:
     """Fed with the time of each step's end; time between `paused` and the next step's end is not counted."""
@@ -20,6 +25,7 @@ class Pace:
     def __init__(self) -> None:
         self.step_seconds: float | None = None
         """Smoothed; None until a whole step was seen (the first one carries start-up and compilation, and is not counted)."""
+        self._recent: deque[float] = deque(maxlen=USUAL_STEPS)
         self._evaluation_seconds = 0.0
         self._last: float | None = None
         self._counts = [0] * (len(BUCKETS_SECONDS) + 1)
@@ -36,12 +42,19 @@ class Pace:
             return
         seconds = max(now - last, 1e-9)  # a wall clock may be set back
         self._sum += seconds
+        self._recent.append(seconds)
         self._counts[bisect_left(BUCKETS_SECONDS, seconds)] += 1
         if self.step_seconds is None:
             self.step_seconds = seconds
         else:
-            window = max(SMOOTHING_SECONDS, MIN_SMOOTHING_STEPS * self.step_seconds)
+            # of usual steps: one of a minute, in a laptop that slept, would else be remembered for five
+            window = max(SMOOTHING_SECONDS, MIN_SMOOTHING_STEPS * median(self._recent))
             self.step_seconds += (seconds - self.step_seconds) * (1 - math.exp(-seconds / window))
+
+    @property
+    def usual_step_seconds(self) -> float | None:
+        """What most steps take now, whatever has held up one of them; None until a whole step was seen."""
+        return median(self._recent) if self._recent else None
 
     def evaluated(self, seconds: float) -> None:
         """An evaluation took this long, and the coming ones will as well."""

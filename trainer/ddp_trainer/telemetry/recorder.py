@@ -186,9 +186,9 @@ class Recorder:
         return float(self._facts.get("snapshot_stall_seconds_total", 0.0))
 
     @property
-    def step_seconds(self) -> float | None:
-        """Smoothed duration of a step; None until a whole one was seen."""
-        return self._pace.step_seconds
+    def usual_step_seconds(self) -> float | None:
+        """As `Pace.usual_step_seconds`."""
+        return self._pace.usual_step_seconds
 
     def finished(self, step: int, metrics: dict[str, float]) -> None:
         """The last step is done, and its final `metrics` are these."""
