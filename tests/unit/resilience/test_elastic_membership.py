@@ -63,10 +63,25 @@ def test_after_the_bound_those_who_are_there_go_on_with_ranks_without_gaps(gang,
 
 
 def test_fewer_than_the_fewest_do_not_go_on(gang):
-    them = gang(4, 3, rejoin_wait_seconds=0.01, timeout_seconds=1.0)
-    for future in them.start(0, 1):
-        with pytest.raises(PeerLostError, match=r"^nodes 2, 3 did not come to generation 0"):
-            future.result(PATIENCE_SECONDS)
+    class EnoughError(Exception):
+        pass
+
+    def look():
+        if other.generation == 0:
+            claimed.set()
+        if enough.is_set():
+            raise EnoughError
+
+    them, claimed, enough = gang(4, 3, rejoin_wait_seconds=0.01), Event(), Event()
+    other = them.barriers[1]
+    other.while_waiting = look
+    (waiting,) = them.start(1)
+    assert claimed.wait(PATIENCE_SECONDS)
+    with pytest.raises(PeerLostError, match=r"^nodes 2, 3 did not come to generation 0"):
+        them.barriers[0].next_rendezvous(bound_seconds=1.0)
+    enough.set()
+    with pytest.raises(EnoughError):
+        waiting.result(PATIENCE_SECONDS)
 
 
 def test_the_fewest_go_on_as_soon_as_they_are_there_once_the_bound_has_passed(gang):
