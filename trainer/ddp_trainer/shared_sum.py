@@ -1,4 +1,4 @@
-"""The sum of gradients over the ranks of one machine, through memory that they share: half the time of gloo's over the loopback interface.
+"""The sum of gradients over the ranks of one machine, through memory that they share, not over the loopback interface.
 
 Every rank owns a row of the memory, with a block for each rank. A piece is cut into as many slices as there are ranks; each rank puts the
 slices of the others into its row, all meet, each adds up its own slice of all rows in the order of the ranks, all meet again, and each
