@@ -115,8 +115,8 @@ KINDS: dict[str, Any] = {"generation": Generation, "c10d": C10d}
 
 def be(kind: str, nodes: list[int], of: int, port: int, commands: Connection) -> None:
     """Be these of `of` nodes; says ("ready",), ("formed", round, monotonic seconds) and ("requests", n) through the pipe it is led by."""
-    agent_store.TCPStore = CountedStore  # type: ignore[misc]
-    c10d_backend.TCPStore = CountedStore  # type: ignore[misc]
+    agent_store.TCPStore = CountedStore  # type: ignore[misc]  # a class in place of a class, which is the point
+    c10d_backend.TCPStore = CountedStore  # type: ignore[misc]  # as above
     threading.stack_size(STACK_BYTES)
     them = {node: KINDS[kind](node, of, port) for node in nodes}
     go, talk, formed = threading.Event(), threading.Lock(), itertools.count()

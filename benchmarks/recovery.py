@@ -151,10 +151,10 @@ def turn_of_ours(model: str, batch: int) -> dict[str, Outcome]:
         until, what = FIRST_FAULT_AFTER_STEP, f"step {FIRST_FAULT_AFTER_STEP}"
         for fault, strike_now in faults.items():
             gang.wait(lambda until=until: _trained(gang, until), START_SECONDS, what)  # type: ignore[misc]  # a default cannot be typed
-            every = gang.wait(lambda fault=fault: _worst_moment(gang, fault), BACK_SECONDS, f"the worst moment for: {fault}")  # type: ignore[misc]
+            every = gang.wait(lambda fault=fault: _worst_moment(gang, fault), BACK_SECONDS, f"the worst moment for: {fault}")  # type: ignore[misc]  # as above
             attempt = _steps(gang)[-1]["attempt"]
             struck, clock = strike_now(gang)
-            back = gang.wait(lambda attempt=attempt: _back(gang, attempt), BACK_SECONDS, f"a step after: {fault}")  # type: ignore[misc]
+            back = gang.wait(lambda attempt=attempt: _back(gang, attempt), BACK_SECONDS, f"a step after: {fault}")  # type: ignore[misc]  # as above
             outcomes[fault] = replace(_outcome(gang, struck, clock, back), memory_every_steps=every if fault in SINGLE else None)
             print(f"... ours, {fault}: {outcomes[fault].seconds:.1f} s, {outcomes[fault].lost_steps} lost", file=sys.stderr, flush=True)
             until, what = back["step"] + STEPS_BETWEEN, f"{STEPS_BETWEEN} steps after: {fault}"

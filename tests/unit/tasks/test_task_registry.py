@@ -64,6 +64,12 @@ def test_the_built_in_tasks_load_without_touching_any_data(tmp_path):
     assert type(load_task(configured("imagefolder", source=missing))) is ImageFolder
 
 
+def test_a_model_that_torchvision_lacks_is_refused_before_the_data_are_fetched(tmp_path):
+    config = validate({"model": {"name": "vgg16"}, "data": {"source": str(tmp_path / "nowhere")}}, "the test")
+    with pytest.raises(ConfigError, match=r"model.name is 'vgg16'; known are .*resnet50, .*wide_resnet50_2"):
+        load_task(config)
+
+
 @pytest.mark.parametrize("name", ["Mine", "factory"])
 def test_a_class_or_function_in_the_current_directory_is_called_with_the_configuration(here, name):
     here("mine_complete.py", COMPLETE)

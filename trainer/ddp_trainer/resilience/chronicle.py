@@ -119,7 +119,7 @@ class Chronicle:
             self.reached_step = max(self.reached_step, seen.step)
             has_trained = seen.ranks and seen.phase != "starting"  # before, the page has the step of those before
             self.standing_step = max(self.standing_step, seen.step if has_trained else 0)
-        self._look_at_disk()
+        self.look_at_disk()
         return kept.interrupted_by
 
     @property
@@ -165,13 +165,13 @@ class Chronicle:
         if self._fault_at is not None:
             found = self._resumed_at or self._formed_at
             self.recovery_seconds = {"form": self._formed_at - self._fault_at, "load": found - self._formed_at, "first_step": now - found}
-        self._look_at_disk()
+        self.look_at_disk()
         self._formed_at = self._fault_at = self._resumed_at = None
         if not self.goes_on:
             self.begun_with = self.resume
             self.save()
 
-    def _look_at_disk(self) -> None:
+    def look_at_disk(self) -> None:
         """Checkpoints may be gone since they were counted: from what is left, the next one is progress. A failed look changes nothing."""
         if self.path is None:
             return

@@ -65,7 +65,7 @@ def _fetch_newest(config: RunConfig, url: str, store: CheckpointStore, chronicle
         return
     step = mirror.fetch_newest(store, lambda manifest: assert_own(config, manifest, url))
     if step is not None:
-        chronicle.durable_step = step
+        chronicle.look_at_disk()
         _log.info("the checkpoint of step %d was fetched from %s", step, url)
 
 

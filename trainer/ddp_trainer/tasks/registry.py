@@ -17,6 +17,7 @@ from typing import Any, cast
 from ddp_trainer.config import RunConfig
 from ddp_trainer.errors import ConfigError
 from ddp_trainer.tasks.protocol import TASK_MEMBERS, Task
+from ddp_trainer.tasks.resnet import assert_resnet
 
 BUILT_IN = {"cifar10": "ddp_trainer.tasks.cifar10:Cifar10", "imagefolder": "ddp_trainer.tasks.imagefolder:ImageFolder"}
 
@@ -37,6 +38,8 @@ def load_task(config: RunConfig) -> Task:
         raise ConfigError(
             f"task.options is {config.task.options!r} but the task {name!r} takes none; remove it, or name a task of your own"
         )
+    if name in BUILT_IN:
+        assert_resnet(config.model.name)  # here, not where it is built: before that the data are fetched, which may take an hour
     module_name, _, attribute = BUILT_IN.get(name, name).partition(":")
     factory = _attribute(_module(module_name, name), attribute, name)
     try:

@@ -20,17 +20,26 @@ def resnet_names() -> list[str]:
     return [str(name) for name in models.list_models(include=("resnet*", "resnext*", "wide_resnet*"))]
 
 
+def assert_resnet(name: str) -> None:
+    """Refuse a `model.name` that torchvision does not have.
+
+    Raises:
+        ConfigError: and the names that there are.
+    """
+    names = resnet_names()
+    if name not in names:
+        raise ConfigError(f"model.name is {name!r}; known are {', '.join(names)}, or write a task of your own (docs/your-own-model.md)")
+
+
 def build_resnet(name: str, stem: Literal["imagenet", "cifar"], classes: int) -> nn.Module:
     """A freshly initialised network for images [B, 3, H, W] with `classes` outputs.
 
     Raises:
-        ConfigError: torchvision has no such ResNet.
+        ConfigError: as `assert_resnet`.
     """
     from torchvision import models
 
-    names = resnet_names()
-    if name not in names:
-        raise ConfigError(f"model.name is {name!r}; known are {', '.join(names)}, or write a task of your own (docs/your-own-model.md)")
+    assert_resnet(name)
     model: nn.Module = models.get_model(name, weights=None, num_classes=classes, zero_init_residual=True)
     if stem == "cifar":
         first = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
