@@ -21,9 +21,9 @@ lint: $(READY) ## style, types, and the arrows between the parts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 bench: $(PEERS) ## speed, start, recovery, checkpoints, barrier, memory, each beside its peers (about 2 hours on 2 cores); DATA=<tar> adds growth
-	@$(BIN)/python benchmarks/throughput.py && $(BIN)/python benchmarks/throughput.py --compile && $(BIN)/python benchmarks/startup.py
-	@$(BIN)/python benchmarks/recovery.py && $(BIN)/python benchmarks/checkpoints.py && $(BIN)/python benchmarks/barrier.py
-	@$(BIN)/python benchmarks/memory.py $(IMAGES:%=--source %)
+	@$(BIN)/python benchmarks/throughput.py && $(BIN)/python benchmarks/throughput.py --compile && $(BIN)/python benchmarks/gradient_sum.py
+	@$(BIN)/python benchmarks/startup.py && $(BIN)/python benchmarks/recovery.py && $(BIN)/python benchmarks/checkpoints.py
+	@$(BIN)/python benchmarks/barrier.py && $(BIN)/python benchmarks/memory.py $(IMAGES:%=--source %)
 
 bench-gpu: $(PEERS) ## what only a GPU can show: speed beside its limit, time to 94 % accuracy; says so where there is none
 	@$(BIN)/python benchmarks/gpu.py $(IMAGES:%=--source %)

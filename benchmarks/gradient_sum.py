@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 from table import machine, middle, paired_ratio, print_table, spread
 
-from ddp_trainer.shared_sum import Offer, SharedSum
+from ddp_trainer.exchange.shared_sum import Offer, SharedSum
 
 RESNET50_PARAMETERS = 23_528_522
 """With ten classes, as the demo trains it."""

@@ -26,9 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ddp_trainer.config import RunConfig
 from ddp_trainer.cores import cores
 from ddp_trainer.errors import ConfigError
-from ddp_trainer.gradient_sum import GradientSum
+from ddp_trainer.exchange.gradient_sum import GradientSum
+from ddp_trainer.exchange.shared_sum import PIECE_BYTES, Offer, SharedSum
 from ddp_trainer.heap import keep_freed_memory
-from ddp_trainer.shared_sum import PIECE_BYTES, Offer, SharedSum
 
 _log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ddp_trainer import engine
 from ddp_trainer.distributed import Group
-from ddp_trainer.gradient_sum import GradientSum
-from ddp_trainer.piggyback import Piggyback, Words
+from ddp_trainer.exchange.gradient_sum import GradientSum
+from ddp_trainer.exchange.piggyback import Piggyback, Words
 
 MICRO_BATCHES = 3
 

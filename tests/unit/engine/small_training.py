@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ddp_trainer import engine
 from ddp_trainer.config import RunConfig
 from ddp_trainer.distributed import Group, Place
-from ddp_trainer.piggyback import Words
+from ddp_trainer.exchange.piggyback import Words
 
 ALONE = Place(rank=0, world_size=1, local_rank=0, ranks_on_machine=1, store_host="", store_port=0, store_prefix="")
 

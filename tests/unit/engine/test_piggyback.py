@@ -9,7 +9,7 @@ import torch
 from gang import ranks
 from torch import nn
 
-from ddp_trainer.piggyback import Piggyback, Words
+from ddp_trainer.exchange.piggyback import Piggyback, Words
 
 QUIET = {"keep": False, "leave": False}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import sys
 import tarfile
 from pathlib import Path
@@ -111,6 +112,23 @@ def test_what_cannot_be_counted_is_left_to_the_run_to_complain_about(tmp_path, c
     if content is not None:
         path.write_bytes(content)
     assert training_images(str(path)) is None
+
+
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
+def test_a_tar_that_is_damaged_in_the_middle_is_left_to_the_run_to_complain_about(tmp_path, compression):
+    path = tmp_path / "images.tar"
+    chance = random.Random(1)
+    with tarfile.open(path, f"w:{compression}") as tar:
+        for number in range(50):
+            member = tarfile.TarInfo(f"train/a/{number}.jpg")
+            member.size = 1000
+            tar.addfile(member, io.BytesIO(chance.randbytes(1000)))
+    whole = path.read_bytes()
+    assert training_images(str(path)) == 50
+    for _ in range(20):
+        at = chance.randrange(len(whole) // 4, len(whole) - 100)
+        path.write_bytes(whole[:at] + chance.randbytes(50) + whole[at + 50 :])
+        assert (training_images(str(path)) or 0) <= 50  # by names alone: a picture's damage may show nowhere
 
 
 # --- the epilogue --------------------------------------------------------------------------------------------------------------------

@@ -132,6 +132,13 @@ def test_an_address_that_is_not_this_machines_is_one_sentence(gpus, tmp_path):
         made._check_ports()
 
 
+@pytest.mark.parametrize(("host", "seen_at"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.2", "127.0.0.2")])
+def test_agents_are_asked_at_the_address_at_which_they_answer(gpus, tmp_path, host, seen_at):
+    made = planned(tmp_path, f"telemetry.host={host}")
+    made._check_ports()
+    assert made._seen_at == seen_at
+
+
 def test_a_run_directory_that_cannot_be_made_is_refused_before_anything_is_started(gpus, tmp_path):
     (tmp_path / "file").write_text("")
     config = load(None, [f"run.root={tmp_path / 'file'}"])

@@ -40,3 +40,14 @@ def test_what_an_earlier_run_in_the_directory_did_is_not_told_again(tmp_path, ca
     view.start(config, ["http://127.0.0.1:9"])
     view.finish(0, {})
     assert capsys.readouterr().out == ""
+
+
+def test_a_disk_that_takes_and_gives_nothing_does_not_end_the_run_that_is_shown(tmp_path, capsys):
+    config = load(None, [f"run.root={tmp_path}"])
+    for file in ("events.jsonl", "endpoints.json"):
+        (config.run_dir / file).mkdir(parents=True)  # as good as an I/O error, for whoever opens it
+    view = View()
+    view.start(config, ["http://127.0.0.1:9"])
+    view._announce(config.run_dir / "endpoints.json")
+    view.finish(0, {})
+    assert "endpoints.json cannot be written (Is a directory); give `ddp top` the addresses: http://127.0.0.1:9" in capsys.readouterr().out

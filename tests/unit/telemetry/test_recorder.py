@@ -151,6 +151,21 @@ def test_the_duration_of_a_step_is_not_known_before_one_was_seen_whole(clock):
     assert mine.usual_step_seconds == pytest.approx(0.5)
 
 
+def test_steps_that_are_passed_over_are_no_measure_of_a_steps_duration(clock, page):
+    mine = recorder(clock, page)
+    for step in range(1, 5):
+        mine.step(step, 16)
+        clock.now += 0.5
+    for step in range(5, 30):
+        mine.step(step, 0)
+        clock.now += 1e-6
+    assert mine.usual_step_seconds == pytest.approx(0.5)
+    clock.now += PUBLISH_SECONDS
+    mine.step(30, 0)
+    assert page.read(0)["samples_total"] == 64
+    assert page.read(0)["samples_per_second"] == pytest.approx(32)
+
+
 def test_rank_0_writes_the_curves_and_the_diary(clock, tmp_path):
     mine = recorder(clock, run_dir=tmp_path)
     mine.resumed(20, "disk", lost_steps=5)

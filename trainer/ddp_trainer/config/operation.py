@@ -157,7 +157,7 @@ class TelemetrySection(Section):
 
 
 class SlurmSection(Section):
-    """What `ddp slurm render` asks of the scheduler."""
+    """What is to be asked of the Slurm scheduler. Nodes and tasks are checked against `distributed`; nothing else reads it yet."""
 
     nodes: Positive | None = None
     """Must equal distributed.nodes where given."""

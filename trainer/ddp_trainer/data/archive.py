@@ -10,17 +10,16 @@ import bz2
 import gzip
 import lzma
 import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Self, cast
 
+from ddp_trainer.data.damage import DAMAGE
 from ddp_trainer.data.source import SPLITS, Encoded, Listing, Report, arrange, is_image
 from ddp_trainer.errors import DataError
 
 _OPENERS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
 """Compression by the file's first bytes, whatever its suffix says."""
-_DAMAGE = (tarfile.TarError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, OSError)
 _REPORT_EVERY_FILES = 1000
 _DRAIN_BYTES = 1 << 20
 
@@ -93,7 +92,7 @@ class ImageTar:
                     raise tarfile.ReadError("it ends without the end-of-archive mark")
                 while stream.read(_DRAIN_BYTES):  # the compressor's own checksum comes last
                     pass
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise DataError(f"{self.title} is truncated or damaged after {last}: {error}; copy or download it again") from None
 
     def _open(self) -> IO[bytes]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ddp_trainer.cores import cores
 from ddp_trainer.data.source import Encoded, Report
 from ddp_trainer.errors import DataError
 
@@ -70,7 +71,7 @@ def decode_all(images: Iterable[Encoded], size: int, files: Mapping[str, int], t
         DataError: an image cannot be decoded; the first such is named.
         OSError: the disk is full or fails.
     """
-    threads = min(MAX_THREADS, os.cpu_count() or 1)
+    threads = min(MAX_THREADS, cores())
     done = 0
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         pending: deque[Future[int]] = deque()

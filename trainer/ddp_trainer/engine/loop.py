@@ -17,7 +17,7 @@ from ddp_trainer.engine.evaluation import evaluate
 from ddp_trainer.engine.schedule import evaluation_is_due, learning_rate
 from ddp_trainer.engine.step import one_step, timer_on
 from ddp_trainer.engine.training import Training
-from ddp_trainer.piggyback import Words
+from ddp_trainer.exchange.piggyback import Words
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Hooks:
     wish: Callable[[int], Words]
     """(step): what this rank has to say to the others with the step that comes, which will be `step`."""
     stepped: Callable[[int, int, tuple[float, ...]], None]
-    """(step, samples of all ranks, own seconds of each rank if known) after every step."""
+    """(step, samples of all ranks, own seconds of each rank if known) after every step; 0 samples where it was passed over."""
     measured: Callable[[int, float, float | None, float], None]
     """(step, loss, accuracy if the task has one, lr) every `telemetry.log_every_steps`."""
     evaluating: Callable[[], None]
@@ -60,7 +60,7 @@ def train(run: Training, hooks: Hooks) -> dict[str, float]:
         run.data_seconds = 0.0
         heard = Words() if is_skipped else one_step(run, lr, wish, timer)
         run.step += 1
-        hooks.stepped(run.step, run.config.data.global_batch, heard.own_seconds)
+        hooks.stepped(run.step, 0 if is_skipped else run.config.data.global_batch, heard.own_seconds)
         is_last = run.step == run.total_steps
         if (run.step % every == 0 or is_last) and not is_skipped:
             loss, accuracy = _take_means(run)
@@ -79,6 +79,7 @@ def train(run: Training, hooks: Hooks) -> dict[str, float]:
 
 
 def _evaluate(run: Training, hooks: Hooks) -> None:
+    _catch_up(run)
     run.group.share_buffers(run.model)
     hooks.secure(run.step)  # who goes on from it begins with the evaluation
     hooks.evaluating()
@@ -87,9 +88,16 @@ def _evaluate(run: Training, hooks: Hooks) -> None:
 
 
 def _keep(run: Training, hooks: Hooks) -> None:
+    _catch_up(run)
     started = time.perf_counter()
     run.group.share_buffers(run.model)  # parameters agree anyway; norm statistics are rank 0's
     hooks.keep(run.step, time.perf_counter() - started)
+
+
+def _catch_up(run: Training) -> None:
+    """Wait for the steps that a GPU has only been given: it is training for which the host waits, and no stall of the copy that follows."""
+    if run.group.device.type == "cuda":
+        torch.cuda.current_stream(run.group.device).synchronize()
 
 
 def _take_means(run: Training) -> tuple[float, float | None]:

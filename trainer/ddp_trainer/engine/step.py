@@ -23,7 +23,7 @@ from ddp_trainer.engine.average import follow
 from ddp_trainer.engine.divergence import diverged, finite_gradients
 from ddp_trainer.engine.randomness import seed_generators
 from ddp_trainer.engine.training import Training
-from ddp_trainer.piggyback import Words
+from ddp_trainer.exchange.piggyback import Words
 
 
 class HostTimer:

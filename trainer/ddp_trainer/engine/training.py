@@ -14,7 +14,7 @@ from ddp_trainer.config import RunConfig
 from ddp_trainer.distributed import Group
 from ddp_trainer.engine.average import in_place_of
 from ddp_trainer.engine.divergence import probes_of
-from ddp_trainer.piggyback import Piggyback
+from ddp_trainer.exchange.piggyback import Piggyback
 from ddp_trainer.tasks.protocol import Dataset, Task
 
 

@@ -7,8 +7,8 @@ import torch
 from ddp_trainer.engine.rehearsal import arrivals, is_whole, rehearse
 from ddp_trainer.engine.step import backward, forward
 from ddp_trainer.engine.training import Training
-from ddp_trainer.gradient_sum import GradientSum
-from ddp_trainer.piggyback import Piggyback, Words
+from ddp_trainer.exchange.gradient_sum import GradientSum
+from ddp_trainer.exchange.piggyback import Piggyback, Words
 
 WARM_UP_SAMPLES = 2
 """Samples of the throw-away backward: the fewest with which a norm layer over 1 x 1 pixels has a variance."""

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ddp_trainer.config import RunConfig
 from ddp_trainer.cores import cores
+from ddp_trainer.data.damage import DAMAGE
 from ddp_trainer.errors import DdpError
 from ddp_trainer.launchers.guard import LOCK_FILE
 from ddp_trainer.launchers.local import Local, visible_gpus
@@ -121,7 +122,7 @@ def training_images(source: str) -> int | None:
             return None
         with tarfile.open(path) as tar:
             return sum(member.isfile() and "train" in Path(member.name).parts[:-2] for member in tar) or None
-    except (OSError, tarfile.TarError, EOFError):
+    except DAMAGE:
         return None
 
 

@@ -43,6 +43,7 @@ LATE_SECONDS = 5.0
 finished they are killed then; after a final code they are asked to stop."""
 AGENT_RESTARTS = 50
 """A cluster would go on for ever, with growing pauses; on a laptop somebody is looking."""
+EVERY_ADDRESS = "0.0.0.0"  # noqa: S104  # a name for it; nothing is bound here
 INTERRUPTED = 130
 """The shell's code for a program ended by Ctrl-C."""
 
@@ -87,6 +88,11 @@ class Local:
         policy = self.config.fault_tolerance
         return policy.preemption_grace_seconds + policy.stop_grace_seconds + LEAVE_SECONDS
 
+    @property
+    def _seen_at(self) -> str:
+        """The address at which this machine reaches what its agents say."""
+        return "127.0.0.1" if (host := self.config.telemetry.host) == EVERY_ADDRESS else host
+
     def kill_agent(self, node: int) -> None:
         """SIGKILL one agent, as a lost machine would end it; for demonstrations."""
         pid = self._agents[node].pid
@@ -128,7 +134,7 @@ class Local:
             self._check_ports()
             for signum in before:
                 signal.signal(signum, self._on_signal)
-            self.view.start(self.config, [f"http://127.0.0.1:{agent.telemetry_port}" for agent in self._agents])
+            self.view.start(self.config, [f"http://{self._seen_at}:{agent.telemetry_port}" for agent in self._agents])
             for note in self._notes:
                 self.view.say(note)
             for agent in self._agents:
@@ -206,7 +212,8 @@ class Local:
             "node": asdict(agent.node),
             "environment": agent.environment,
         }
-        Path(str(agent.node.ending)).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the volume may not take it at this moment, and what stands there is this node's as well
+            Path(str(agent.node.ending)).unlink(missing_ok=True)
         os.ftruncate(self._last_words[agent.node.node], 0)
         log = Path(str(agent.node.rank_logs)) / f"agent-{agent.node.node}.log"
         agent.pid = nursery.spawn(AGENT_TARGET, arguments, agent.environment, log, f"ddp-agent-{agent.node.node}")

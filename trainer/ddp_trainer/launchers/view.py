@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass, field
@@ -13,12 +14,11 @@ from ddp_trainer.errors import DdpError
 from ddp_trainer.telemetry.console import RunConsole, Tone
 from ddp_trainer.telemetry.document import Progress
 from ddp_trainer.telemetry.events import EVENTS_FILE
-from ddp_trainer.telemetry.fetch import fetch
+from ddp_trainer.telemetry.fetch import ENDPOINTS_FILE, fetch
 from ddp_trainer.telemetry.readable import counted
 
 REFRESH_SECONDS = 0.25
 FETCH_SECONDS = 0.5
-ENDPOINTS_FILE = "endpoints.json"
 
 
 @dataclass
@@ -59,8 +59,7 @@ class View:
             return  # node 0's agent is starting, or gone: the supervisor says so
         self._console.update(self.progress)
         if not self._announced and self._run_dir:
-            (self._run_dir / ENDPOINTS_FILE).write_text(json.dumps({"nodes": self._urls}), encoding="utf-8")
-            self._announced = True
+            self._announce(self._run_dir / ENDPOINTS_FILE)
 
     def finish(self, code: int, words: dict[str, Any]) -> None:
         """The last lines: the outcome, and why if it is not success."""
@@ -70,19 +69,30 @@ class View:
         self._tell_events()
         self._console.close()
         if self._announced and self._run_dir:
-            (self._run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # as below
+                (self._run_dir / ENDPOINTS_FILE).unlink(missing_ok=True)
         if words:
             where = "" if words.get("rank") is None else f"rank {words['rank']}: "
             self._console.say(f"ended with {code} ({words.get('cause')}): {where}{words.get('message', '')}", "bad")
         elif code:
             self._console.say(f"ended with {code}", "bad")
 
+    def _announce(self, path: Path) -> None:
+        self._announced = True
+        try:
+            path.write_text(json.dumps({"nodes": self._urls}), encoding="utf-8")
+        except OSError as error:  # a full disk must not end a run that can still train
+            self.say(f"{path} cannot be written ({error.strerror}); give `ddp top` the addresses: {' '.join(self._urls)}", "bad")
+
     def _tell_events(self) -> None:
-        if self._events is None or not self._events.exists():
+        if self._events is None:
             return
-        with self._events.open("rb") as file:
-            file.seek(self._read_bytes)
-            data = file.read()
+        try:
+            with self._events.open("rb") as file:
+                file.seek(self._read_bytes)
+                data = file.read()
+        except OSError:  # not there yet, or not to be read at this moment
+            return
         whole = data[: data.rfind(b"\n") + 1]
         self._read_bytes += len(whole)
         for line in whole.splitlines():

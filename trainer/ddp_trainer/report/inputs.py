@@ -61,10 +61,11 @@ def _inputs(run_dir: Path) -> Inputs:
     manifest, metrics = _newest_manifest(run_dir), _lines(run_dir / "metrics.jsonl", read_metrics, problems)
     evaluations = [line for line in metrics if line.get("kind") == "eval"]
     has_no_classes = bool(evaluations) and not any("accuracy" in line for line in evaluations)
+    config = _document(run_dir / "config.json", problems)
     return Inputs(
         name=run_dir.resolve().name,
-        config=_document(run_dir / "config.json", problems),
-        config_hash=_hash(run_dir, manifest),
+        config=config,
+        config_hash=_hash(config, manifest),
         events=_lines(run_dir / "events.jsonl", read_events, problems),
         metrics=metrics,
         progress=_document(run_dir / "progress.json", problems),
@@ -115,9 +116,7 @@ def _newest_manifest(run_dir: Path) -> Record | None:
     return None
 
 
-def _hash(run_dir: Path, manifest: Record | None) -> str | None:
-    try:
-        return (run_dir / "config_hash").read_text(encoding="utf-8").strip() or None
-    except (OSError, ValueError):
-        value = (manifest or {}).get("config_hash")
-        return value if isinstance(value, str) else None
+def _hash(*documents: Record | None) -> str | None:
+    """The digest of the configuration, from the first document that has it."""
+    found = (value for document in documents if isinstance(value := (document or {}).get("config_hash"), str))
+    return next(found, None)

@@ -28,8 +28,8 @@ from ddp_trainer.checkpoint.store import CheckpointStore, Loaded
 from ddp_trainer.config import RunConfig
 from ddp_trainer.data.order import evaluation_slice
 from ddp_trainer.distributed import Group, Meeting, Place, is_echo, words_of_echo
-from ddp_trainer.errors import DataError, DdpError, DivergedError
-from ddp_trainer.piggyback import Words
+from ddp_trainer.errors import PEER_LOST, USER_ERROR, DataError, DdpError, DivergedError
+from ddp_trainer.exchange.piggyback import Words
 from ddp_trainer.resilience import restore, stacks
 from ddp_trainer.resilience.admission import assert_own
 from ddp_trainer.resilience.fault import ECHO, LEFT_EXIT, leave_note
@@ -40,8 +40,6 @@ from ddp_trainer.telemetry.facts import FactsPage
 from ddp_trainer.telemetry.recorder import Recorder
 
 _log = logging.getLogger(__name__)
-USER_ERROR_EXIT = 1
-ECHO_EXIT = 162
 """A rank that failed because of another one ends with peer_loss's code; its agent looks for the real cause."""
 FINAL_SAVE_TRIES = 4
 """The last checkpoint is worth waiting for: a full disk may be freed, a network volume may come back."""
@@ -82,10 +80,10 @@ def main(config: dict[str, Any], place: dict[str, Any], start: dict[str, Any], p
         if is_echo(error):  # no traceback: it would point at the one line that is not to blame
             _log.warning("lost its peers: %s", words_of_echo(error))
             leave_note(Path(note), ECHO, f"a collective failed: {words_of_echo(error)}")
-            return ECHO_EXIT
+            return PEER_LOST.code
         traceback.print_exc()
         leave_note(Path(note), "user_error", f"{type(error).__name__}: {error}".strip())
-        return USER_ERROR_EXIT
+        return USER_ERROR.code
     return 0
 
 
@@ -252,9 +250,13 @@ def _load(config: RunConfig, store: CheckpointStore | None, fingerprint: str, ab
 
 
 def _micro_batches(config: RunConfig, world_size: int, origin: restore.Origin) -> int:
-    """What the run was started with, if this world can share it; so that a changed world does the same arithmetic."""
-    saved = int(origin.meta.get("micro_batches", 0))
-    return saved if config.data.micro_batches is None and saved >= world_size else config.micro_batches
+    """What the run was started with, if this world and batch can be shared so; a changed world then does the same arithmetic."""
+    saved, configured = int(origin.meta.get("micro_batches", 0)), config.micro_batches
+    if config.data.micro_batches is None and saved >= world_size and config.data.global_batch % saved == 0:
+        return saved
+    if saved not in {0, configured}:
+        _log.warning("the run began with %d micro-batches and goes on with %d: sums are rounded in another order", saved, configured)
+    return configured
 
 
 def _take_over(run: engine.Training, origin: restore.Origin, start: Start) -> list[Any]:

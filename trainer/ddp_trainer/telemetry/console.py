@@ -126,7 +126,7 @@ def line(progress: Progress, now: float) -> str:
     stamp = time.strftime("%H:%M:%S", time.localtime(now))
     cells = [f"{name} {value}" if name else value for name, value in _cells(progress, now)]
     if progress.restarts.total:
-        cells.append(_counted(progress.restarts.total, "restart"))
+        cells.append(readable.counted(progress.restarts.total, "restart"))
     if progress.eta_seconds is not None:
         cells.append(f"ETA {readable.duration(progress.eta_seconds)}")
     return "  ".join([stamp, head, *cells])
@@ -138,9 +138,9 @@ def dashboard(run: str, workers: int, progress: Progress | None, now: float) -> 
     from rich.table import Table
     from rich.text import Text
 
-    title = Text.assemble((run, "bold"), (f"  {_counted(workers, 'worker')}", "dim"))
+    title = Text.assemble((run, "bold"), (f"  {readable.counted(workers, 'worker')}", "dim"))
     if progress and progress.restarts.total:
-        title.append(f"  {_counted(progress.restarts.total, 'restart')}", "yellow")
+        title.append(f"  {readable.counted(progress.restarts.total, 'restart')}", "yellow")
     phase = progress.phase if progress else "starting"
     rows = Table.grid(padding=(0, 1), expand=True)
     rows.add_column(no_wrap=True, min_width=len("evaluating"))
@@ -173,10 +173,6 @@ def _cells(progress: Progress, now: float) -> Iterator[tuple[str, str]]:
         yield "", f"{readable.rate(progress.samples_per_second)} samples/s"
     if progress.checkpoint is not None:
         yield "checkpoint", f"{progress.checkpoint.step} ({readable.age(now - progress.checkpoint.saved_at)} ago)"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _note(progress: Progress) -> str:

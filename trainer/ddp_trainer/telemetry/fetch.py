@@ -12,6 +12,8 @@ from ddp_trainer.errors import DataError, PeerLostError
 from ddp_trainer.telemetry.document import MAX_BYTES, Progress, parse
 
 HTTP_OK = 200
+ENDPOINTS_FILE = "endpoints.json"
+"""In the run directory of `ddp local`, which writes it for `ddp top`: `{"nodes": ["http://127.0.0.1:9400", ...]}`, node 0 first."""
 
 
 def fetch(url: str, timeout: float = 2.0) -> Progress:

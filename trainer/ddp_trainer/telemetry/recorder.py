@@ -122,7 +122,7 @@ class Recorder:
 
         Args:
             step: its number.
-            samples: of this rank.
+            samples: of this rank; 0 for a step that is passed over, whose time is no step's.
             own_seconds: each rank's own part of it, where known, for finding a slow one.
             data_seconds: for how long this rank's host was busy with the samples.
         """
@@ -135,10 +135,13 @@ class Recorder:
             self._has_stepped = True
             self._event("first_step", step=step, attempt=self._attempt)
         self._step = step
-        self._pace.stepped(now)
         facts = self._facts
+        if samples:
+            self._pace.stepped(now)
+            facts["samples"] = samples
+        else:
+            self._pace.paused(now)
         facts["samples_total"] += samples
-        facts["samples"] = samples
         facts["data_seconds_total"] = facts.get("data_seconds_total", 0.0) + data_seconds
         if own_seconds:
             facts["own_seconds"] = [round(seconds, 5) for seconds in own_seconds[:MAX_RANKS]]
@@ -187,8 +190,11 @@ class Recorder:
 
     @property
     def usual_step_seconds(self) -> float | None:
-        """As `Pace.usual_step_seconds`."""
-        return self._pace.usual_step_seconds
+        """What a step takes now, whatever has held up one of them.
+
+        On a GPU the average: the host sees when a step is enqueued, not when it ends, and runs ahead of it until something makes it wait.
+        """
+        return self._pace.step_seconds if "gpu_uuid" in self._facts else self._pace.usual_step_seconds
 
     def finished(self, step: int, metrics: dict[str, float]) -> None:
         """The last step is done, and its final `metrics` are these."""

@@ -19,14 +19,12 @@ from urllib.parse import urlsplit
 from ddp_trainer.errors import DataError, DdpError
 from ddp_trainer.telemetry import readable
 from ddp_trainer.telemetry.document import Gpu, Progress, parse
-from ddp_trainer.telemetry.fetch import fetch
+from ddp_trainer.telemetry.fetch import ENDPOINTS_FILE, fetch
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-ENDPOINTS_FILE = "endpoints.json"
-"""In the run directory: `{"nodes": ["http://127.0.0.1:9400", ...]}`, node 0 first."""
 PROGRESS_FILE = "progress.json"
 REFRESH_SECONDS = 1.0
 """Agents read hardware once a second."""

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ddp_trainer.distributed import Group, is_echo, words_of_echo
-from ddp_trainer.gradient_sum import GradientSum
-from ddp_trainer.shared_sum import Offer, SharedSum
+from ddp_trainer.exchange.gradient_sum import GradientSum
+from ddp_trainer.exchange.shared_sum import Offer, SharedSum
 
 PIECE_BYTES = 8 * 500
 """So that the longest bucket takes several."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from ddp_trainer.shared_sum import SharedSum
+from ddp_trainer.exchange.shared_sum import SharedSum
 
 
 class GradientSum:
