@@ -21,6 +21,10 @@ from cases.survival import ended, goes_on, kill
 DATA_ERROR = 3
 VOLUME_MEGABYTES = 24
 FULL_FROM, FULL_UNTIL = 15, 40
+SAVE_LIMIT_SECONDS, GRACE_SECONDS = 5, 2
+"""For a disk that stays as it is: in place of the 10 minutes for the last checkpoint, and of what the agent then has left for it."""
+LAST_TRIES = 6
+"""Failures of the last checkpoint before a disk is freed: 10 s of them."""
 READ_ONLY_STEP_SECONDS = 0.08
 """So that the writer, which tries again every 2 s, meets it more than once."""
 
@@ -48,7 +52,8 @@ def full_to_the_end(drill: Drill) -> Iterator[Row]:
     """It stays full: what was trained cannot be kept, and that is an error."""
     sight = Sight()
     with _volume(drill) as volume:
-        run = drill.start(run_dir=volume / "run")
+        limits = {"save_limit_seconds": SAVE_LIMIT_SECONDS, "preemption_grace_seconds": GRACE_SECONDS}
+        run = drill.start(run_dir=volume / "run", settings={f"fault_tolerance.{name}": value for name, value in limits.items()})
         run.trained_to(FULL_FROM)
         _fill(volume)
         code = run.wait()
@@ -57,6 +62,27 @@ def full_to_the_end(drill: Drill) -> Iterator[Row]:
         sight.fact(last[-260:], "ended with 3 (data_error)" in last and "free space" in last)
         sight.fact("checkpoint of step 10 intact", (volume / "run" / "checkpoints" / "step-000000010" / "manifest.json").exists())
     yield sight.row(f"volume full from step {FULL_FROM} to the end", f"exit {DATA_ERROR} with a sentence; the last checkpoint stays")
+
+
+def freed_at_the_end(drill: Drill) -> Iterator[Row]:
+    """It is full when training is done, and is freed a while later: the last checkpoint was worth the wait."""
+    while_there, shown = drill.new_folder("full"), set[str]()
+
+    def disturb(run: Run) -> None:
+        while_there.touch()
+        run.until(lambda: run.progress["phase"] == "saving" and run.progress["note_done"] >= LAST_TRIES, f"try {LAST_TRIES}")
+        shown.add(run.progress["note"])
+        while_there.unlink()
+
+    def alarmed(run: Run, sight: Sight) -> None:
+        notes = [event["message"] for event in run.of_kind("note") if "it is tried until" in event["message"]]
+        sight.fact(f"{len(notes)} alarm of the last checkpoint", len(notes) == 1)
+        note = shown.pop()
+        sight.fact(note, "free space" in note and "tried until" in note and note in run.output)
+
+    plan = {"write_fails": errno.ENOSPC, "fault_while": str(while_there)}
+    fault = f"disk full from step {FULL_FROM} until the last checkpoint has failed {LAST_TRIES} times"
+    yield goes_on(drill, fault, disturb, causes=(), lost_at_most=0, plan=plan, at_step=FULL_FROM, check=alarmed)
 
 
 def read_only(drill: Drill) -> Iterator[Row]:
@@ -187,4 +213,4 @@ def blocked(drill: Drill) -> Iterator[Row]:
     yield goes_on(drill, fault, disturb, causes=None, settings={"distributed.peer_timeout_seconds": 5})
 
 
-CASES = (full_for_a_while, full_to_the_end, read_only, read_only_for_a_while, failing, blocked)
+CASES = (full_for_a_while, full_to_the_end, freed_at_the_end, read_only, read_only_for_a_while, failing, blocked)

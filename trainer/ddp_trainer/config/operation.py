@@ -130,7 +130,7 @@ class FaultToleranceSection(Section):
     evaluate_limit_seconds: Seconds = 300.0
     """... while it evaluates, per batch."""
     save_limit_seconds: Seconds = 600.0
-    """... while it waits for its last checkpoint to become durable."""
+    """... while its last checkpoint becomes durable. A write of it that fails is tried again so long, then the run leaves with 3."""
     on_divergence: Literal["stop", "skip"] = "stop"
     """A loss that is not finite. stop: leave with 4. skip: go back to the last good state and pass over the steps up to that point."""
     max_skips: NonNegative = 3

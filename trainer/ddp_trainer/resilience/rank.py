@@ -28,11 +28,12 @@ from ddp_trainer.checkpoint.store import CheckpointStore, Loaded
 from ddp_trainer.config import RunConfig
 from ddp_trainer.data.order import evaluation_slice
 from ddp_trainer.distributed import Group, Meeting, Place, is_echo, words_of_echo
-from ddp_trainer.errors import PEER_LOST, USER_ERROR, DataError, DdpError, DivergedError
+from ddp_trainer.errors import PEER_LOST, USER_ERROR, DataError, DdpError
 from ddp_trainer.exchange.piggyback import Words
 from ddp_trainer.resilience import restore, stacks
 from ddp_trainer.resilience.admission import assert_own
 from ddp_trainer.resilience.fault import ECHO, LEFT_EXIT, leave_note
+from ddp_trainer.resilience.last_save import await_durable
 from ddp_trainer.tasks.protocol import Dataset
 from ddp_trainer.tasks.registry import load_task
 from ddp_trainer.telemetry.evaluation import write_evaluation
@@ -41,14 +42,11 @@ from ddp_trainer.telemetry.recorder import Recorder
 
 _log = logging.getLogger(__name__)
 """A rank that failed because of another one ends with peer_loss's code; its agent looks for the real cause."""
-FINAL_SAVE_TRIES = 4
-"""The last checkpoint is worth waiting for: a full disk may be freed, a network volume may come back."""
 HISTORY = 500
 """Evaluations that a checkpoint remembers: 30 KB; the whole curve is in metrics.jsonl."""
 HISTORY_BYTES = 40_000
 GRADIENT_ORDER = 2_000
 """Parameters whose order a checkpoint remembers: 12 KB. A model of more tensors makes its restarts with a pass over two samples."""
-WAIT_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -303,24 +301,11 @@ def _fitting(history: list[Any]) -> list[Any]:
 
 
 def _make_last_durable(step: int, keeper: Keeper, memory: SnapshotMemory, page: FactsPage, config: RunConfig, recorder: Recorder) -> None:
-    """Wait until the writer has the final state on disk.
-
-    Raises:
-        DataError: it cannot be written, after `FINAL_SAVE_TRIES`.
-        DivergedError: it is not finite.
-    """
+    """Wait until the writer has the final state on disk; raises as `await_durable` does."""
     if keeper.last_asked != step:
         keeper.keep(step, durable=True)
-    number = memory.wanted_number()
-    while True:
-        report = _writers_words(page, config)
-        if int(report.get("number", 0)) >= number:
-            return
-        failed = report.get("failed") or {}
-        if failed.get("number") == number and (failed["times"] >= FINAL_SAVE_TRIES or failed["cause"] == DivergedError.exit.cause):
-            raise (DivergedError if failed["cause"] == DivergedError.exit.cause else DataError)(failed["message"])
-        recorder.phase("saving")
-        time.sleep(WAIT_SECONDS)
+    heard = partial(_writers_words, page, config)
+    await_durable(memory.wanted_number(), step, heard, recorder, config.fault_tolerance.save_limit_seconds)
 
 
 def _writers_words(page: FactsPage, config: RunConfig) -> dict[str, Any]:

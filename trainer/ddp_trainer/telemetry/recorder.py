@@ -196,6 +196,11 @@ class Recorder:
         """
         return self._pace.step_seconds if "gpu_uuid" in self._facts else self._pace.usual_step_seconds
 
+    def alarm(self, message: str) -> None:
+        """Somebody may have to do something: a sentence in the log and in the diary."""
+        logger.warning("%s", message)
+        self._event("note", message=message)
+
     def finished(self, step: int, metrics: dict[str, float]) -> None:
         """The last step is done, and its final `metrics` are these."""
         now = self._clock()
@@ -248,7 +253,7 @@ class Recorder:
         facts["updated_at"] = now
         self._page.write(self._slot, finite(facts))
 
-    def _event(self, kind: Literal["resume", "first_step", "evaluate", "finish"], **fields: Any) -> None:
+    def _event(self, kind: Literal["resume", "first_step", "evaluate", "note", "finish"], **fields: Any) -> None:
         if self._events:
             self._events.append(kind, **fields)
 
