@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from drill import SETTINGS, STEPS, Drill
 from outcome import lost_steps, newest_on_disk, pid_of, recovery_seconds
@@ -16,6 +18,8 @@ from table import Row, Sight
 from cases.survival import DISTURBED_AT, ended, goes_on, kill
 
 PREEMPTED = 143
+FAILED_WRITES = 3
+"""More than one of the newest state, the one before it having failed or not; the writer tries again every 2 s."""
 SAMPLES = 5000
 """Images of an epoch of the sample data."""
 
@@ -158,9 +162,27 @@ def whole_tree(drill: Drill) -> Iterator[Row]:
     yield _stopped(drill, "SIGTERM of every process of the run", disturb)
 
 
-def _stopped(drill: Drill, fault: str, disturb: Callable[[Run], object]) -> Row:
+def everybody_on_a_full_disk(drill: Drill) -> Iterator[Row]:
+    """SIGTERM of the whole run while its disk is full, which mends within the grace: the rest of the grace is used."""
+    while_there = drill.new_folder("full")
+
+    def disturb(run: Run) -> None:
+        while_there.touch()
+        os.kill(run.pid, signal.SIGTERM)
+        run.until(lambda: len(_failed_writes(run)) >= FAILED_WRITES, "writes that fail")
+        while_there.unlink()
+
+    plan = {"write_fails": errno.ENOSPC, "fault_while": str(while_there)}
+    yield _stopped(drill, f"SIGTERM of the whole run, the disk full for {FAILED_WRITES} tries", disturb, plan)
+
+
+def _failed_writes(run: Run) -> list[str]:
+    return [line for line in (run.run_dir / "logs" / "writer.log").read_text().splitlines() if "cannot be written" in line]
+
+
+def _stopped(drill: Drill, fault: str, disturb: Callable[[Run], object], plan: Mapping[str, Any] | None = None) -> Row:
     reference, home, sight = drill.undisturbed(), drill.new_folder("run"), Sight()
-    first = drill.start(run_dir=home)
+    first = drill.start(run_dir=home, plan=plan)
     first.trained_to(DISTURBED_AT)
     disturb(first)
     code = first.wait()
@@ -189,4 +211,5 @@ CASES = (
     everybody,
     everybody_twice,
     whole_tree,
+    everybody_on_a_full_disk,
 )

@@ -81,6 +81,15 @@ class Bench:
         times = []
         return [self.custody.write_newest(bound_seconds, lambda: times.append(1)), len(times)]
 
+    def write_newest_when_freed(self, bound_seconds: float, in_the_way: str, tries: int) -> bool:
+        """The answer, where what is in the writer's way goes after so many tries."""
+
+        def free() -> None:
+            if (self.report().get("failed") or {}).get("times", 0) >= tries and Path(in_the_way).is_file():
+                Path(in_the_way).unlink()  # the writer makes a folder of that name
+
+        return self.custody.write_newest(bound_seconds, free)
+
     def deaths(self, count: int) -> list[bool]:
         """Wait until custody has said so often that it was its writer that died; others' are another test's."""
         found: list[bool] = []

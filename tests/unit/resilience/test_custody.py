@@ -128,7 +128,24 @@ def test_a_writer_that_does_not_end_in_what_is_left_of_the_time_is_killed(bench)
     assert bench.close(0.0) is None
 
 
-def test_a_write_that_fails_is_not_waited_for(bench):
+def test_a_write_that_has_just_failed_is_tried_again_as_long_as_there_is_time(bench):
+    bench.begin()
+    bench.store.root.write_text("in the way")
+    times = bench.until_failed(bench.keep(70, 7, True))["times"]
+    assert bench.write_newest_when_freed(60, str(bench.store.root), times + 1) is True
+    assert bench.store.steps() == [7]
+
+
+def test_a_disk_that_stays_full_is_waited_for_no_longer_than_the_bound(bench):
+    bench.begin()
+    bench.store.root.write_text("in the way")
+    bench.until_failed(bench.keep(70, 7, True))
+    answer, looks = bench.write_newest(0.3)
+    assert answer is False
+    assert looks >= 1
+
+
+def test_a_state_that_is_not_finite_is_not_waited_for(bench):
     bench.begin()
     bench.until_written(bench.keep(70, 7, True))
     bench.keep(80, 8, False, 4, "model.3.bias")

@@ -364,7 +364,9 @@ class GangAgent(SimpleElasticAgent):
         try:
             self._custody.start_writer()
             if not self._custody.write_newest(bound_seconds, self._telemetry_only):
-                _log.warning("the newest state could not be written within %.0f s; the checkpoint before it is intact", bound_seconds)
+                why = (self._custody.report().get("failed") or {}).get("message", "the write takes longer")
+                sentence = "the newest state could not be written within %.0f s: %s; the checkpoint before it is intact"
+                _log.warning(sentence, bound_seconds, why)
         except ZygoteError:  # the writer has died with it
             _log.warning("the newest state cannot be written without the fork server; the checkpoint before it is intact")
         self._chronicle.observe(None, self._custody.report())

@@ -17,7 +17,7 @@ from typing import Any
 
 from ddp_trainer.checkpoint.snapshot import SnapshotMemory
 from ddp_trainer.config import RunConfig
-from ddp_trainer.resilience.persister import END_SIGNAL, MIRROR_SECONDS
+from ddp_trainer.resilience.persister import END_SIGNAL, LASTING, MIRROR_SECONDS
 from ddp_trainer.resilience.zygote import Death, Zygote, ZygoteError
 from ddp_trainer.telemetry.facts import FactsPage
 
@@ -140,7 +140,8 @@ class Custody:
     def write_newest(self, bound_seconds: float, while_waiting: Callable[[], None]) -> bool:
         """Have the newest snapshot on disk, if it is not there; False if that did not work within the bound.
 
-        The previous checkpoint stays intact, whatever happens.
+        A disk that was full a second ago may not be now, so that a failure ends this at once only if it is one of the `LASTING`. The
+        previous checkpoint stays intact, whatever happens.
         """
         newest = self.memory.newest()
         if self._config is None or newest is None:
@@ -156,7 +157,8 @@ class Custody:
             report = self.report()
             if int(report.get("number", 0)) >= newest.number:
                 return True
-            if (report.get("failed") or {}).get("number") == newest.number:
+            failed = report.get("failed") or {}
+            if failed.get("number") == newest.number and failed["cause"] in LASTING:
                 return False
             while_waiting()
             self.look()

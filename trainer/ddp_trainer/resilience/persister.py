@@ -42,6 +42,8 @@ RETRY_SECONDS = 2.0
 """Pause after a failed write, unless something newer is asked for."""
 MIRROR_SECONDS = 20.0
 """How long the end of a run may wait for the last copy to the second home."""
+LASTING = frozenset({DivergedError.exit.cause, PeerLostError.exit.cause})
+"""Failures that no later try mends: the state is not finite, or the directory is another start's by now. A disk may be freed."""
 STATE = ("history", "gradient_order")
 """What of a snapshot's description goes to `state.json`, not to the manifest."""
 FENCE_SECONDS = 2.0
