@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ddp_trainer.checkpoint import loading
 from ddp_trainer.checkpoint.lock import RunLock, TakenOverError
 from ddp_trainer.errors import DataError, PeerLostError
 
@@ -77,11 +78,58 @@ def test_a_damaged_counter_is_one_sentence_and_never_begins_again_at_one(tmp_pat
     lock.release()
 
 
-def test_a_counter_that_cannot_be_read_is_one_sentence(tmp_path):
+@pytest.fixture
+def unreadable(monkeypatch):
+    """Makes the next reads of the counter fail, so many times, as on a volume whose server is away; gives those that are left."""
+    monkeypatch.setattr(loading, "READ_PAUSE_SECONDS", 0.0)
+    left, read_text = [], Path.read_text
+
+    def faulty(self, *arguments, **words):
+        if left and self.name == "attempt":
+            raise left.pop()
+        return read_text(self, *arguments, **words)
+
+    monkeypatch.setattr(Path, "read_text", faulty)
+
+    def fail(number, times):
+        left[:] = [OSError(number, os.strerror(number)) for _ in range(times)]
+        return left
+
+    return fail
+
+
+def test_a_counter_that_cannot_be_read_is_one_sentence_for_who_has_drawn_no_number(tmp_path, unreadable):
+    (tmp_path / "attempt").write_text("7\n")
     lock = RunLock.acquire(tmp_path, 0)
-    (tmp_path / "attempt").mkdir()
-    with pytest.raises(DataError, match=r"attempt cannot be read: .*; check the volume"):
+    unreadable(errno.EIO, loading.READ_ATTEMPTS)
+    with pytest.raises(DataError, match=r"attempt cannot be read: .*; start again once the volume is well"):
         lock.next_attempt()
+    assert lock.next_attempt() == 8
+    lock.release()
+
+
+@pytest.mark.parametrize("drawn", [0, 1])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_counter_that_cannot_be_read_for_a_moment_is_read_again(tmp_path, unreadable, number, drawn):
+    (tmp_path / "attempt").write_text("7\n")
+    lock = RunLock.acquire(tmp_path, 0)
+    for _ in range(drawn):
+        lock.next_attempt()
+    left = unreadable(number, loading.READ_ATTEMPTS - 1)
+    assert lock.next_attempt() == 8 + drawn
+    assert not left
+    lock.release()
+
+
+def test_who_has_drawn_counts_on_where_the_counter_stays_unreadable(tmp_path, unreadable, caplog):
+    """The ranks meet again after a fault; a volume that is away meanwhile must not end them all."""
+    (tmp_path / "attempt").write_text("7\n")
+    lock = RunLock.acquire(tmp_path, 0)
+    assert lock.next_attempt() == 8
+    unreadable(errno.ESTALE, 2 * loading.READ_ATTEMPTS)
+    assert [lock.next_attempt(), lock.next_attempt()] == [9, 10]
+    assert "counting on from 8, the number drawn last" in caplog.text
+    assert (tmp_path / "attempt").read_text() == "10\n"
     lock.release()
 
 

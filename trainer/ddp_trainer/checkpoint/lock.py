@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from ddp_trainer.checkpoint.durable import write_durably
+from ddp_trainer.checkpoint.loading import patiently
 from ddp_trainer.errors import DataError, PeerLostError
 
 _log = logging.getLogger(__name__)
@@ -55,16 +56,21 @@ class RunLock:
         return cls(descriptor, run_dir / "attempt")
 
     def next_attempt(self) -> int:
-        """Draw a number higher than any before it in this run; durable before it is used, unless the disk is full.
+        """Draw a number higher than any before it in this run; durable before it is used, unless the volume does not take it.
+
+        Blocks for some seconds where the counter cannot be read at once.
 
         Raises:
-            DataError: the counter is damaged, or cannot be read.
+            DataError: the counter is damaged; or it cannot be read, and this start has drawn no number from which to count on.
             TakenOverError: somebody else has drawn since, as on a volume that has lost its locks.
         """
         try:
-            before = int(self._counter.read_text()) if self._counter.exists() else 0
-        except OSError as error:
-            raise DataError(f"{self._counter} cannot be read: {error.strerror}; check the volume") from None
+            before = patiently(self._counter, _number_in)
+        except DataError as error:  # a network volume that is away for a moment must not end a run that can still train
+            if not self._drawn:
+                raise
+            _log.warning("%s; counting on from %d, the number drawn last", error, self._drawn)
+            before = self._drawn
         except ValueError:
             raise DataError(
                 f"{self._counter} holds no number; write one into it that is higher than every attempt in events.jsonl"
@@ -84,6 +90,13 @@ class RunLock:
     def release(self) -> None:
         """Let the next run in."""
         os.close(self._descriptor)
+
+
+def _number_in(counter: Path) -> int:
+    try:
+        return int(counter.read_text())
+    except FileNotFoundError:  # not asked for beforehand: an answer that fails would pass for a run that has drawn none
+        return 0
 
 
 def _wait(descriptor: int, run_dir: Path, wait_seconds: float) -> None:
