@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from functools import partial
 
+from ddp_trainer.checkpoint.growth import watched
+from ddp_trainer.checkpoint.manifest import Manifest
 from ddp_trainer.checkpoint.mirror import Mirror
 from ddp_trainer.checkpoint.store import CheckpointStore
 from ddp_trainer.config import RunConfig
@@ -30,17 +33,18 @@ def prepare_or_refuse(config: RunConfig, chronicle: Chronicle, barrier: Generati
         DdpError: as `prepare`; the other nodes were told, unless the same start may succeed later: for that they wait.
     """
     try:
-        prepare(config, chronicle)
+        prepare(config, chronicle, barrier.beat)
     except DdpError as error:
         if not error.exit.retried:
             _refuse(barrier, error)
         raise
 
 
-def prepare(config: RunConfig, chronicle: Chronicle) -> None:
+def prepare(config: RunConfig, chronicle: Chronicle, gets_on: Callable[[], None] = lambda: None) -> None:
     """A volume without a good checkpoint begins with what its second home has, unless the run begins anew.
 
-    Here, not where rank 0 finds that none verifies: a download may take longer than ranks wait for each other.
+    Here, not where rank 0 finds that none verifies: a download may take longer than ranks wait for each other. It may take longer than
+    agents do, too: `gets_on` is called, on a thread of its own, as long as bytes come, so that it can be said to those that wait.
 
     Raises:
         ConfigError: the run begins anew, and its second home holds another run's.
@@ -50,7 +54,8 @@ def prepare(config: RunConfig, chronicle: Chronicle) -> None:
     store = CheckpointStore(config.run_dir / "checkpoints", tell=partial(tell_of_bad, config.run_dir))
     store.prepare()
     if (url := config.checkpoint.mirror_url) and not store.has_good():
-        _fetch_newest(config, url, store, chronicle)
+        with watched(store.root, gets_on):
+            _fetch_newest(config, url, store, chronicle)
     assert_admitted(config, store, goes_on=chronicle.goes_on)
 
 
@@ -63,7 +68,12 @@ def _fetch_newest(config: RunConfig, url: str, store: CheckpointStore, chronicle
                 f"up with the new run's; give it another URL, or resume from them with --set run.resume=auto"
             )
         return
-    step = mirror.fetch_newest(store, lambda manifest: assert_own(config, manifest, url))
+
+    def admit(manifest: Manifest) -> None:
+        assert_own(config, manifest, url)
+        _log.info("fetching the checkpoint of step %d, %.2f GB, from %s", manifest.step, manifest.total_bytes / 1e9, url)
+
+    step = mirror.fetch_newest(store, admit)
     if step is not None:
         chronicle.look_at_disk()
         _log.info("the checkpoint of step %d was fetched from %s", step, url)

@@ -8,7 +8,7 @@ Healthy agents see the new number within one look and come back.
 What n agents ask of the store is bounded for every n: a look is one small request, and looks are the rarer the more nodes there are.
 
 A plug-in of torch's rendezvous registry: `rendezvous_handler_registry.create_handler(RendezvousParameters(backend="generation", ...))`.
-Every wait is bounded by `distributed.peer_timeout_seconds`.
+Every wait is bounded by `distributed.peer_timeout_seconds`, counted anew while node 0 says that it still prepares (patience.py).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ddp_trainer.errors import PeerLostError
 from ddp_trainer.resilience.agent_store import OPERATION_SECONDS, AgentStore, StoreLostError
 from ddp_trainer.resilience.fault import Fault
 from ddp_trainer.resilience.membership import Membership
+from ddp_trainer.resilience.patience import Patience
 
 __all__ = ["BACKEND", "GenerationBarrier", "StoreLostError", "SupersededError", "register"]
 
@@ -111,19 +112,19 @@ class GenerationBarrier(RendezvousHandler):
         `bound_seconds`: where that shall take less than the peer timeout.
 
         Raises:
-            PeerLostError: somebody did not come within the peer timeout; the message names them.
+            PeerLostError: somebody did not come within the peer timeout, nor gave a sign of life as node 0; the message names them.
             RendezvousClosedError: the run has ended; `ending` says how.
         """
-        deadline = time.monotonic() + min(self._timeout_seconds, bound_seconds)
+        patience = Patience(min(self._timeout_seconds, bound_seconds), self._beats)
         while True:
             try:
-                if self._join(deadline):
+                if self._join(patience):
                     store = PrefixStore(self.prefix, self._store.torchs)
                     place = self.members.index(self.node)
                     return RendezvousInfo(store, place, len(self.members), RendezvousStoreInfo(self.host, self.port))
             except StoreLostError:
                 self._store.disconnect()
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= patience.deadline:
                     raise
 
     def is_closed(self) -> bool:
@@ -152,6 +153,11 @@ class GenerationBarrier(RendezvousHandler):
     def look_seconds(self) -> float:
         """How often an agent may look without all of them keeping the store busy."""
         return max(LOOK_SECONDS, self.nodes / LOOKS_PER_SECOND)
+
+    def beat(self) -> None:
+        """Node 0 has not come, and gets on with what keeps it: a sign of life for those that wait. Raises nothing, may be any thread's."""
+        with contextlib.suppress(StoreLostError):
+            self._store.count("beats", 1)
 
     def waiting(self) -> int:
         """Nodes that stand outside this generation and want to be let in. One small request, and none where all are members."""
@@ -255,15 +261,15 @@ class GenerationBarrier(RendezvousHandler):
 
     # --- inside ------------------------------------------------------------------------------------------------------------------
 
-    def _join(self, deadline: float) -> bool:
+    def _join(self, patience: Patience) -> bool:
         """One attempt: True when the generation is complete with this node in it, False when a newer one has begun."""
-        self._connect(deadline)
+        self._connect(patience.deadline)
         if (ending := self.ending()) is not None:
             raise RendezvousClosedError(ending)
         newest = self._newest()
         members = self._membership.closed(newest)
         if members is not None and self.node not in members:
-            return self._outside(newest, deadline)
+            return self._outside(newest, patience.deadline)
         if newest == self.generation or not self._membership.enter(newest, self._token):
             # this place was taken by oneself before a fault, or by a predecessor that has died: it cannot be taken twice
             if newest != self.generation:
@@ -281,12 +287,13 @@ class GenerationBarrier(RendezvousHandler):
             members = self._membership.members(newest, since)
             if members is not None:
                 if self.node not in members:  # came while node 0 was closing the membership
-                    return self._outside(newest, deadline)
+                    return self._outside(newest, patience.deadline)
                 self.members = members
                 return True
-            if time.monotonic() >= deadline:
+            if patience.is_over():
+                since_when = " of node 0's last sign of life" if patience.is_prolonged else ""
                 raise PeerLostError(
-                    f"{self._absent(newest)} did not come to generation {newest} within {self._timeout_seconds:.0f} s; "
+                    f"{self._absent(newest)} did not come to generation {newest} within {self._timeout_seconds:.0f} s{since_when}; "
                     f"see why they do not start, or raise distributed.peer_timeout_seconds"
                 )
             self._rest(pauses)
@@ -336,6 +343,9 @@ class GenerationBarrier(RendezvousHandler):
         absent = self._membership.absent(generation, NAMED + 1)
         listed = ", ".join(map(str, absent[:NAMED])) + (", ..." if len(absent) > NAMED else "")
         return f"node{'s' * (len(absent) > 1)} {listed}"
+
+    def _beats(self) -> int:
+        return self._store.count("beats")
 
     def _newest(self) -> int:
         return self._store.count("generation")
