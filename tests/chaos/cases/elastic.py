@@ -17,6 +17,8 @@ from cases.survival import DISTURBED_AT, kill
 from cases.worlds import along_the_curve, used_once
 
 SETTINGS = {"distributed.min_nodes": 2, "distributed.rejoin_wait_seconds": 2}
+LONG_WAIT_SECONDS = 10
+"""No meeting takes this long, also on a busy machine, unless it waits for a node."""
 EXPECTED = "goes on with 3; every sample once; the same curve up to rounding"
 
 
@@ -37,11 +39,32 @@ def back_again(drill: Drill) -> Iterator[Row]:
     yield _row(drill, run, samples, since, "a node gone, and back later, min_nodes=2", f"{EXPECTED}; let in without a lost step", [4, 3, 4])
 
 
-def _without_node_3(drill: Drill, step_seconds: float = STEP_SECONDS) -> tuple[Run, Path, float]:
+def again_without(drill: Drill) -> Iterator[Row]:
+    """A rank is killed while a node is gone for good: that node was waited for after its loss, and is not once more."""
+    run, _, _ = _without_node_3(drill, step_seconds=0.1, rejoin_wait_seconds=LONG_WAIT_SECONDS)
+    since = time.time()
+    kill("ddp-rank-1")(run)
+    run.until(lambda: run.of_kind("finish"), "end with 3 nodes")
+    os.kill(run.pid, signal.SIGCONT)
+    sight = Sight()
+    sight.fact(f"exit {run.wait()}", run.code == 0)
+    seen = [event["world_size"] for event in run.of_kind("form")]
+    sight.fact(f"worlds {seen}", seen == [4, 3, 3])
+    met_seconds = run.of_kind("form")[-1]["time"] - run.of_kind("restart")[-1]["time"]
+    sight.fact(f"met within {met_seconds:.1f} s", met_seconds < LONG_WAIT_SECONDS)
+    along_the_curve(drill, run, sight)
+    expected = "the lost node is not waited for again; the same curve up to rounding"
+    yield sight.row("SIGKILL of rank 1 with a node gone for good, min_nodes=2", expected, recovery_seconds(run, since), lost_steps(run))
+
+
+def _without_node_3(
+    drill: Drill, step_seconds: float = STEP_SECONDS, rejoin_wait_seconds: float = SETTINGS["distributed.rejoin_wait_seconds"]
+) -> tuple[Run, Path, float]:
     """A run whose node 3 was killed and, its supervisor being stopped, is not started again."""
     samples = drill.new_folder("samples")
     samples.mkdir()
-    run = drill.start(settings=SETTINGS, plan={"samples": str(samples), "step_seconds": step_seconds})
+    settings = {**SETTINGS, "distributed.rejoin_wait_seconds": rejoin_wait_seconds}
+    run = drill.start(settings=settings, plan={"samples": str(samples), "step_seconds": step_seconds})
     run.trained_to(DISTURBED_AT)
     os.kill(run.pid, signal.SIGSTOP)
     since = time.time()
@@ -63,4 +86,4 @@ def _row(drill: Drill, run: Run, samples: Path, since: float, fault: str, expect
     return sight.row(fault, expected, recovery_seconds(run, since), lost)
 
 
-CASES = (never_back, back_again)
+CASES = (never_back, back_again, again_without)

@@ -13,6 +13,8 @@ from ddp_trainer.resilience import rendezvous
 from ddp_trainer.resilience.fault import Fault
 
 SOON_SECONDS = 0.2
+NEVER_SECONDS = 1e6
+"""A wait of days: what forms all the same has not waited."""
 
 
 @pytest.fixture
@@ -42,6 +44,20 @@ def without(gang, *lost):
     """All meet but these."""
     present = [node for node in range(gang.nodes) if node not in lost]
     return present, places(gang.start(*present))
+
+
+def wait_from_now_on(gang, rejoin_wait_seconds):
+    """Another bound than that by which the gang came to be without some."""
+    gang.barriers[0]._membership._rejoin_wait_seconds = rejoin_wait_seconds
+
+
+def node_0_still_waits(gang, meeting):
+    """It looks once more, from the beginning, and nobody goes on."""
+    for _ in range(2):  # the look that is under way may have begun before
+        looked = Event()
+        gang.barriers[0].while_waiting = looked.set
+        assert looked.wait(PATIENCE_SECONDS)
+    return not any(future.done() for future in meeting)
 
 
 # --- who the members are -------------------------------------------------------------------------------------------------------------
@@ -112,6 +128,111 @@ def test_finishing_needs_the_members_only(gang):
     assert not them.barriers[2].all_finished()
     them.barriers[2].post_finished()
     assert them.barriers[0].all_finished()
+
+
+# --- who is waited for after a fault --------------------------------------------------------------------------------------------------
+
+
+def test_a_node_that_is_gone_is_waited_for_once_and_not_at_each_later_fault(gang):
+    them = gang(4, 2, SOON_SECONDS)
+    present, _ = without(them, 1)
+    wait_from_now_on(them, NEVER_SECONDS)
+    for _ in range(3):
+        them.barriers[present[-1]].ask_for_next()
+        assert places(them.start(*present)) == [(0, 3), (1, 3), (2, 3)]
+        assert all(them.barriers[node].members == present for node in present)
+
+
+def test_right_after_its_loss_a_members_replacement_is_waited_for(gang):
+    them = gang(4, 2, SOON_SECONDS)
+    without(them, 1)
+    wait_from_now_on(them, NEVER_SECONDS)
+    them.barriers[0].ask_for_next()
+    others = them.wait_until_waiting(0, 2)
+    assert node_0_still_waits(them, others)
+    them.barriers[3] = them.join(3)
+    assert places([*others, *them.start(3)]) == [(0, 3), (1, 3), (2, 3)]
+    assert them.barriers[0].take_replaced() == [3]
+
+
+def test_a_replacement_has_said_whom_it_replaces_before_the_generation_is_complete(gang):
+    them, claimed, say = gang(4, 2, SOON_SECONDS), Event(), Event()
+    present, _ = without(them, 1)  # one more than the fewest
+    wait_from_now_on(them, NEVER_SECONDS)
+    them.barriers[0].ask_for_next()
+    successor = them.barriers[2] = them.join(2)
+    introduce = successor._membership.introduce
+
+    def hesitate():
+        claimed.set()
+        assert say.wait(PATIENCE_SECONDS)
+        return introduce()
+
+    successor._membership.introduce = hesitate
+    meeting = them.wait_until_waiting(0, 3) + them.start(2)
+    assert claimed.wait(PATIENCE_SECONDS)
+    assert node_0_still_waits(them, meeting)
+    say.set()
+    assert places(meeting) == [(0, 3), (2, 3), (1, 3)]
+    assert them.barriers[0].members == present
+    assert them.barriers[0].take_replaced() == [2]
+
+
+def test_who_has_asked_to_be_let_in_is_waited_for_and_who_is_still_gone_is_not(gang):
+    them, asked, come = gang(4, 2, SOON_SECONDS), Event(), Event()
+    present, _ = without(them, 1, 3)
+    wait_from_now_on(them, NEVER_SECONDS)
+
+    def stand_still():
+        asked.set()
+        assert come.wait(PATIENCE_SECONDS)
+
+    them.barriers[3].while_waiting = stand_still
+    late = them.start(3)
+    assert asked.wait(PATIENCE_SECONDS)
+    them.barriers[0].ask_for_next()
+    others = them.wait_until_waiting(*present)
+    assert node_0_still_waits(them, others)
+    come.set()
+    assert places([*others, *late]) == [(0, 3), (1, 3), (2, 3)]
+    assert them.barriers[0].members == [0, 2, 3]
+
+
+def test_one_that_dies_while_it_asks_to_be_let_in_is_waited_for_once(gang):
+    them = gang(3, 2, SOON_SECONDS)
+    present, _ = without(them, 1)
+    them.barriers[1]._connect(float("inf"))
+    them.barriers[1]._membership.stand_outside(0)  # and never goes away, as one that is killed does not
+    assert them.barriers[0].waiting() == 1
+    wait_from_now_on(them, NEVER_SECONDS)
+    them.barriers[0].ask_for_next()
+    others = them.wait_until_waiting(*present)
+    assert node_0_still_waits(them, others)
+    wait_from_now_on(them, SOON_SECONDS)
+    assert places(others) == [(0, 2), (1, 2)]
+    assert them.barriers[0].waiting() == 0
+    wait_from_now_on(them, NEVER_SECONDS)
+    them.barriers[0].ask_for_next()
+    assert places(them.start(*present)) == [(0, 2), (1, 2)]
+
+
+def test_a_generation_that_a_fault_ended_while_it_formed_changes_nobody_who_is_waited_for(gang):
+    them = gang(3, 2, SOON_SECONDS)
+    present, _ = without(them, 1)
+    wait_from_now_on(them, NEVER_SECONDS)
+    for generation in (0, 1, 2):
+        them.barriers[0]._ask_beyond(generation)
+    assert places(them.start(*present)) == [(0, 2), (1, 2)]
+    assert them.barriers[0].generation == 3
+
+
+def test_before_the_first_generation_has_formed_all_are_waited_for(gang):
+    them = gang(3, 2, NEVER_SECONDS)
+    them.barriers[0]._ask_beyond(them.barriers[0]._newest())
+    early = them.wait_until_waiting(0, 2)
+    assert node_0_still_waits(them, early)
+    assert places([*early, *them.start(1)]) == [(0, 3), (2, 3), (1, 3)]
+    assert them.barriers[0].generation == 1
 
 
 # --- who comes late ------------------------------------------------------------------------------------------------------------------

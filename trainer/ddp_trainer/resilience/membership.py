@@ -1,8 +1,9 @@
 """Who belongs to a generation: each node claims its place once, and the membership is complete when all have, or is closed without some.
 
 A run is elastic where `min_nodes` is below `nodes`. Then the members of a generation are one list in the store, written once: by the node
-that comes last, when all have come; else by node 0, when the others have been waited for long enough and enough are there. Whoever comes
-later reads the list, does not find itself, and stands outside until the next generation, disturbing nobody.
+that comes last, when all have come; else by node 0, when those have come who were in the last generation or had asked to be let in, or
+when they have been waited for long enough and enough are there. So a node that is gone is waited for once, not at each later fault.
+Whoever comes later reads the list, does not find itself, and stands outside until the next generation, disturbing nobody.
 """
 
 from __future__ import annotations
@@ -78,11 +79,17 @@ class Membership:
         if not self.is_elastic:
             return list(range(self._nodes)) if self._joined(generation) >= self._nodes else None
         known = self.closed(generation)
-        is_due = self._node == 0 and time.monotonic() - since >= self._rejoin_wait_seconds
-        if known is None and is_due and self._joined(generation) >= self._min_nodes:
-            absent = set(self.absent(generation, self._nodes))
-            return self._close(generation, [node for node in range(self._nodes) if node not in absent])
-        return known
+        if known is not None or self._node != 0:
+            return known
+        is_due = time.monotonic() - since >= self._rejoin_wait_seconds
+        joined = self._joined(generation)  # before the look at who is there, so that it is not more than they are
+        if joined < self._min_nodes:
+            return None
+        absent = set(self.absent(generation, self._nodes))
+        present = [node for node in range(self._nodes) if node not in absent]
+        # a place is claimed a moment before its node has said that it is a replacement, and only then is it counted
+        have_come = joined == len(present) and absent.isdisjoint(self._expected(generation))
+        return self._close(generation, present) if is_due or have_come else None
 
     def absent(self, generation: int, most: int) -> list[int]:
         """Nodes that have not claimed their place, in order, the search ending soon after `most`."""
@@ -106,6 +113,14 @@ class Membership:
         """Which nodes have."""
         others = sorted(set(range(self._nodes)) - set(members))
         return [node for node in others if self._store.peek(f"outside/{generation}/{node}")]
+
+    def _expected(self, generation: int) -> list[int]:
+        """Who is waited for: the members of the last generation that formed, and those outside it; before the first one, all."""
+        for past in reversed(range(generation)):
+            members = self.closed(past)
+            if members is not None:  # one that a fault ended while it formed has none
+                return [*members, *self.outsiders(past, members)]
+        return list(range(self._nodes))
 
     def _joined(self, generation: int) -> int:
         return self._store.count(f"joined/{generation}")

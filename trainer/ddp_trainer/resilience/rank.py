@@ -41,7 +41,6 @@ from ddp_trainer.telemetry.facts import FactsPage
 from ddp_trainer.telemetry.recorder import Recorder
 
 _log = logging.getLogger(__name__)
-"""A rank that failed because of another one ends with peer_loss's code; its agent looks for the real cause."""
 HISTORY = 500
 """Evaluations that a checkpoint remembers: 30 KB; the whole curve is in metrics.jsonl."""
 HISTORY_BYTES = 40_000
@@ -75,7 +74,7 @@ def main(config: dict[str, Any], place: dict[str, Any], start: dict[str, Any], p
         leave_note(Path(note), error.exit.cause, str(error), getattr(error, "window", None))
         return error.exit.code
     except BaseException as error:  # the process's edge: whatever it is, it is reported and ends the rank
-        if is_echo(error):  # no traceback: it would point at the one line that is not to blame
+        if is_echo(error):  # no traceback: it would point at the one line that is not to blame; the agent looks for the real cause
             _log.warning("lost its peers: %s", words_of_echo(error))
             leave_note(Path(note), ECHO, f"a collective failed: {words_of_echo(error)}")
             return PEER_LOST.code
