@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,11 @@ class Bench:
         """The answer, and how often the agent could do other things meanwhile."""
         times = []
         return [self.custody.write_newest(bound_seconds, lambda: times.append(1)), len(times)]
+
+    def write_newest_and_what_is_left(self, bound_seconds: float) -> list[Any]:
+        """The answer, and the part of the bound that was not used."""
+        begun = time.monotonic()
+        return [self.custody.write_newest(bound_seconds, lambda: None), begun + bound_seconds - time.monotonic()]
 
     def write_newest_when_freed(self, bound_seconds: float, in_the_way: str, tries: int) -> bool:
         """The answer, where what is in the writer's way goes after so many tries."""

@@ -145,6 +145,15 @@ def test_a_disk_that_stays_full_is_waited_for_no_longer_than_the_bound(bench):
     assert looks >= 1
 
 
+def test_a_disk_that_stays_full_leaves_time_to_copy_to_the_second_home_what_did_get_to_disk(bench, tmp_path):
+    bench.begin({"checkpoint.mirror_url": str(tmp_path / "second home")})
+    bench.store.root.write_text("in the way")
+    bench.until_failed(bench.keep(70, 7, True))
+    answer, left_seconds = bench.write_newest_and_what_is_left(8.0)
+    assert answer is False
+    assert left_seconds > 0
+
+
 def test_a_state_that_is_not_finite_is_not_waited_for(bench):
     bench.begin()
     bench.until_written(bench.keep(70, 7, True))

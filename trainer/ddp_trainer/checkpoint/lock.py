@@ -61,16 +61,17 @@ class RunLock:
         Blocks for some seconds where the counter cannot be read at once.
 
         Raises:
-            DataError: the counter is damaged; or it cannot be read, and this start has drawn no number from which to count on.
+            DataError: the counter is damaged; or it cannot be read, and this start has not begun to train.
+            PeerLostError: it cannot be read any more; trying again later is right.
             TakenOverError: somebody else has drawn since, as on a volume that has lost its locks.
         """
         try:
             before = patiently(self._counter, _number_in)
-        except DataError as error:  # a network volume that is away for a moment must not end a run that can still train
+        except DataError as error:
             if not self._drawn:
                 raise
-            _log.warning("%s; counting on from %d, the number drawn last", error, self._drawn)
-            before = self._drawn
+            # counted on unseen, it might be another start's number by now, and the fence would let both write
+            raise PeerLostError(f"{error}; the state stays in the nodes' memory, for the start that can read it") from None
         except ValueError:
             raise DataError(
                 f"{self._counter} holds no number; write one into it that is higher than every attempt in events.jsonl"

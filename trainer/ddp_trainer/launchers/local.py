@@ -212,7 +212,7 @@ class Local:
             "node": asdict(agent.node),
             "environment": agent.environment,
         }
-        with contextlib.suppress(OSError):  # the volume may not take it at this moment, and what stands there is this node's as well
+        with contextlib.suppress(OSError):  # the volume may not take it at this moment; see `_words_of`
             Path(str(agent.node.ending)).unlink(missing_ok=True)
         os.ftruncate(self._last_words[agent.node.node], 0)
         log = Path(str(agent.node.rank_logs)) / f"agent-{agent.node.node}.log"
@@ -281,13 +281,13 @@ class Local:
         return next((words for words in all_words if words["exit"] == code), all_words[0] if all_words else {})
 
     def _words_of(self, agent: _Agent) -> dict[str, Any]:
-        """From its file, or where that could not be written, from memory."""
-        with contextlib.suppress(OSError, ValueError):
-            written: dict[str, Any] = json.loads(Path(str(agent.node.ending)).read_text(encoding="utf-8"))
-            return written
+        """From memory, where its file could not be written: then what the file says is of an earlier life. Else from there."""
         with contextlib.suppress(ValueError):
             kept: dict[str, Any] = json.loads(os.pread(self._last_words[agent.node.node], MESSAGE_BYTES, 0))
             return kept
+        with contextlib.suppress(OSError, ValueError):
+            written: dict[str, Any] = json.loads(Path(str(agent.node.ending)).read_text(encoding="utf-8"))
+            return written
         return {}
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002  # the signal module's signature

@@ -140,8 +140,9 @@ class Custody:
     def write_newest(self, bound_seconds: float, while_waiting: Callable[[], None]) -> bool:
         """Have the newest snapshot on disk, if it is not there; False if that did not work within the bound.
 
-        A disk that was full a second ago may not be now, so that a failure ends this at once only if it is one of the `LASTING`. The
-        previous checkpoint stays intact, whatever happens.
+        A disk that was full a second ago may not be now, so that a failure ends this at once only if it is one of the `LASTING`; or, where
+        there is a second home, when what is left is the time to copy there what did get to disk. The previous checkpoint stays intact,
+        whatever happens.
         """
         newest = self.memory.newest()
         if self._config is None or newest is None:
@@ -153,12 +154,13 @@ class Custody:
         if self.memory.wanted_number() < newest.number:
             self.memory.want_durable(newest)
         deadline = time.monotonic() + bound_seconds
-        while time.monotonic() < deadline:
+        to_copy_seconds = min(MIRROR_SECONDS, bound_seconds / 2) if self._config.checkpoint.mirror_url else 0.0
+        while (now := time.monotonic()) < deadline:
             report = self.report()
             if int(report.get("number", 0)) >= newest.number:
                 return True
             failed = report.get("failed") or {}
-            if failed.get("number") == newest.number and failed["cause"] in LASTING:
+            if failed.get("number") == newest.number and (failed["cause"] in LASTING or now >= deadline - to_copy_seconds):
                 return False
             while_waiting()
             self.look()

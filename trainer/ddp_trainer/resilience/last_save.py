@@ -42,14 +42,15 @@ def await_durable(
         DataError: it cannot be written, and the time is over.
         DivergedError: it is not finite, which no later try changes.
     """
-    deadline, note = clock() + limit_seconds, ""
+    deadline, note, known = clock() + limit_seconds, "", 0
     while True:
         report = heard()
         if int(report.get("number", 0)) >= number:
             return
         failed = report.get("failed") or {}
         tries = int(failed["times"]) if failed.get("number") == number else 0
-        if tries:
+        if tries > known:  # not what was heard before: at the deadline a try may be under way that succeeds
+            known = tries
             _assert_mends(failed, left_seconds=deadline - clock(), limit_seconds=limit_seconds)
             note = note or _tell(step, failed["message"], deadline - clock(), recorder)
         recorder.phase("saving", note, done=tries)

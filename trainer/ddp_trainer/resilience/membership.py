@@ -2,7 +2,8 @@
 
 A run is elastic where `min_nodes` is below `nodes`. Then the members of a generation are one list in the store, written once: by the node
 that comes last, when all have come; else by node 0, when those have come who were in the last generation or had asked to be let in, or
-when they have been waited for long enough and enough are there. So a node that is gone is waited for once, not at each later fault.
+when they have been waited for long enough and enough are there. So a node that is gone is waited for once, not at each later fault,
+until node 0 itself is replaced and its store with it.
 Whoever comes later reads the list, does not find itself, and stands outside until the next generation, disturbing nobody.
 """
 
@@ -83,12 +84,13 @@ class Membership:
             return known
         is_due = time.monotonic() - since >= self._rejoin_wait_seconds
         joined = self._joined(generation)  # before the look at who is there, so that it is not more than they are
-        if joined < self._min_nodes:
-            return None
+        expected = self._expected(generation)
+        if joined < self._min_nodes or (joined < len(expected) and not is_due):
+            return None  # a look is a few requests, and all places are searched when that may be the last time
         absent = set(self.absent(generation, self._nodes))
         present = [node for node in range(self._nodes) if node not in absent]
         # a place is claimed a moment before its node has said that it is a replacement, and only then is it counted
-        have_come = joined == len(present) and absent.isdisjoint(self._expected(generation))
+        have_come = joined == len(present) and absent.isdisjoint(expected)
         return self._close(generation, present) if is_due or have_come else None
 
     def absent(self, generation: int, most: int) -> list[int]:
