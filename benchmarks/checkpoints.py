@@ -27,6 +27,7 @@ import restores
 from checkpoint_tables import INTERVAL_SECONDS, SAVERS, Pace, Saver, print_costs, print_restores
 from contest import Burst, Player, entered
 from contestants import DDP, PEERS, Contestant, Workload, ours
+from precision import native_precision
 from processes import BenchmarkError, end_in_order_when_told, started, wait_for
 from table import machine
 
@@ -57,7 +58,9 @@ def main() -> int:
     rounds = flags.rounds or (2 if flags.quick else 5)
     print(machine())
     size = restores.state_bytes(restores.live(flags.model))
-    print(f"{flags.model} + SGD momentum, channels_last, {size / 1e6:.0f} MB, bf16, batch {flags.batch} per rank; n = {rounds} each\n")
+    print(
+        f"{flags.model} + SGD momentum, channels_last, {size / 1e6:.0f} MB, {native_precision()}, batch {flags.batch} per rank; n = {rounds} each\n"
+    )
     try:
         for world in flags.worlds or ((1,) if flags.quick else (1, 2)):
             threads = max(1, len(os.sched_getaffinity(0)) // world)

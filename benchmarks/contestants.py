@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from precision import native_precision
 
 DDP = Path(sys.executable).with_name("ddp")
 PEERS = Path(__file__).resolve().parent / "peers"
@@ -37,7 +39,7 @@ class Workload:
     """Of a rank."""
     model: str = "resnet50"
     stem: str = "imagenet"
-    precision: str = "bf16"
+    precision: str = field(default_factory=native_precision)
     compile: bool = False
     device: str = "cpu"
     warmup: int = 5

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import psutil
 from contestants import DDP, PEERS
+from precision import native_precision
 from processes import BenchmarkError, family, started, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -188,7 +189,14 @@ def torchrun(script: str, model: str, batch: int) -> tuple[Callable[[Gang, int],
 
     def command(gang: Gang, node: int) -> list[str]:  # noqa: ARG001  # c10d finds out by itself
         elastic = [f"--nnodes={NODES}", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=bench"]
-        same = [f"--model={model}", f"--batch={batch}", "--threads=1", "--workers=1", "--channels-last"]
+        same = [
+            f"--model={model}",
+            f"--batch={batch}",
+            f"--precision={native_precision()}",
+            "--threads=1",
+            "--workers=1",
+            "--channels-last",
+        ]
         where = [f"--resume={gang.run_dir}", f"--stamps={gang.stamps}", f"--steps={NEVER}"]
         return [str(TORCHRUN), *elastic, "--max-restarts=10", str(PEERS / f"{script}.py"), *same, *where]
 

@@ -47,7 +47,11 @@ def main() -> int:
         return 0
     print(machine())
     try:
-        speed(Workload(batch=flags.batch, stem="cifar", device="cuda", compile=flags.compile, warmup=20), flags.rounds, flags.steps)
+        speed(
+            Workload(batch=flags.batch, stem="cifar", device="cuda", precision="bf16", compile=flags.compile, warmup=20),
+            flags.rounds,
+            flags.steps,
+        )
         if flags.epochs:
             accuracy(flags.source, flags.epochs, flags.batch, flags.lr, "on" if flags.compile else "off")
     except BenchmarkError as error:

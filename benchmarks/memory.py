@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from contest import entered
 from contestants import DDP, Workload, bare, ours, peers
+from precision import native_precision
 from processes import BenchmarkError, end_in_order_when_told, started, tail
 from table import machine, mebibytes, middle, print_table, spread
 
@@ -74,7 +75,7 @@ def memory_of_ranks(worlds: Sequence[int], batch: int) -> None:
                     whole = mebibytes(player.memory_bytes())
                 rows.append([contestant.name, str(world), contestant.settings, mebibytes(burst.peak_rss_bytes), whole])
                 print(f"... world {world}: {contestant.name} done", file=sys.stderr, flush=True)
-    print(f"ResNet-50, imagenet stem, bf16, batch {batch} per rank\n")
+    print(f"ResNet-50, imagenet stem, {native_precision()}, batch {batch} per rank\n")
     print_table(("contestant", "world", "settings", "peak rank", "whole run"), rows)
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from contest import Burst, Player, entered, play
 from contestants import Contestant, Workload, bare, ours, peers
+from precision import native_precision
 from processes import BenchmarkError, end_in_order_when_told
 from table import machine, mebibytes, middle, paired_ratio, print_table, spread
 
@@ -41,7 +42,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=64, help="samples per rank and step")
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--stem", choices=("imagenet", "cifar"), default="imagenet")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default=native_precision())
     parser.add_argument("--only", nargs="+", default=None, help="contestants, such as: bare ours fabric")
     flags = parser.parse_args()
     rounds = flags.rounds or (8 if flags.quick else 14)

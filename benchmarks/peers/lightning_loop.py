@@ -64,7 +64,7 @@ def main() -> None:
         devices=int(os.environ["LOCAL_WORLD_SIZE"]),
         num_nodes=int(os.environ["GROUP_WORLD_SIZE"]),
         strategy="ddp",
-        precision="bf16-mixed",
+        precision="bf16-mixed" if flags.precision == "bf16" else "32-true",
         max_epochs=10**9,
         callbacks=[save, Stamps(flags)],
         logger=False,
