@@ -58,9 +58,8 @@ def main() -> int:
     rounds = flags.rounds or (2 if flags.quick else 5)
     print(machine())
     size = restores.state_bytes(restores.live(flags.model))
-    print(
-        f"{flags.model} + SGD momentum, channels_last, {size / 1e6:.0f} MB, {native_precision()}, batch {flags.batch} per rank; n = {rounds} each\n"
-    )
+    what = f"{flags.model} + SGD momentum, channels_last, {size / 1e6:.0f} MB, {native_precision()}"
+    print(f"{what}, batch {flags.batch} per rank; n = {rounds} each\n")
     try:
         for world in flags.worlds or ((1,) if flags.quick else (1, 2)):
             threads = max(1, len(os.sched_getaffinity(0)) // world)

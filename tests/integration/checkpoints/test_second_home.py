@@ -461,5 +461,5 @@ def test_checkpoints_of_which_nothing_is_known_are_not_taken_for_bad_ones(home, 
         manifest = here.folder(2) / MANIFEST_NAME
         manifest.write_bytes(edited(manifest.read_bytes(), format_version=9))
     else:
-        monkeypatch.setattr(manifest_module, "sha256_of", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        monkeypatch.setattr(manifest_module, "sha256_of", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     assert start().steps() == [2]

@@ -50,6 +50,17 @@ def test_each_piece_that_comes_is_told_of_and_standstill_is_not(tmp_path, looks)
     assert len(told) == seen
 
 
+def test_work_that_changes_no_size_is_told_of_by_a_fact_of_its_own(tmp_path, looks):
+    told, facts = [], [0.0]
+    with growth.watched(tmp_path, lambda: told.append(1), lambda: facts[0]):
+        await_looks(looks, 3)
+        assert told == []
+        for pieces in (1, 2, 3):
+            facts[0] += 1.0
+            await_looks(looks, 3)
+            assert len(told) == pieces
+
+
 def test_a_folder_that_goes_meanwhile_ends_nothing(tmp_path, looks):
     folder = tmp_path / "checkpoints"
     told = []

@@ -11,6 +11,7 @@ from ddp_trainer.errors import DataError, PeerLostError
 from ddp_trainer.resilience import preparation
 from ddp_trainer.resilience.chronicle import Chronicle
 from ddp_trainer.resilience.judge import ending_of
+from ddp_trainer.resilience.preface import Preface
 
 
 @pytest.fixture
@@ -23,8 +24,10 @@ def refused(tmp_path, monkeypatch):
         them = Gang(3)
         waiting = them.wait_until_waiting(*present)
         config = RunConfig().with_values({"run.root": str(tmp_path / "taken"), "run.name": "run"})
+        chronicle = Chronicle("run", 0, 3, None)
+        preface = Preface(config.run_dir, chronicle.ledger())
         with pytest.raises(DataError) as refusal:
-            preparation.prepare_or_refuse(config, Chronicle("run", 0, 3, None), them.barriers[0])
+            preparation.prepare_or_refuse(config, chronicle, them.barriers[0], preface)
         return str(refusal.value), [future.exception(PATIENCE_SECONDS) for future in waiting]
 
     return refuse
@@ -42,6 +45,8 @@ def test_the_nodes_that_are_there_are_told_and_one_that_is_not_is_not_waited_for
 def test_what_may_succeed_later_is_not_told(tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "prepare", lambda *_: (_ for _ in ()).throw(PeerLostError("the second home does not answer")))
     them = Gang(2)
+    chronicle = Chronicle("run", 0, 2, None)
+    preface = Preface(tmp_path, chronicle.ledger())
     with pytest.raises(PeerLostError, match="second home"):
-        preparation.prepare_or_refuse(RunConfig(), Chronicle("run", 0, 2, None), them.barriers[0])
+        preparation.prepare_or_refuse(RunConfig(), chronicle, them.barriers[0], preface)
     assert them.barriers[0].ending() is None

@@ -1,6 +1,8 @@
 """Whether a folder that is being filled still changes: a download's sign of life, whichever package makes it.
 
-What is asked is the disk. fsspec has callbacks for this, but a copy from another volume (`file://`) calls none before its end.
+What is asked is the disk. fsspec has callbacks for this, but a copy from another volume (`file://`) calls none before its end. Work that
+changes nothing on disk, such as hashing what has come, needs a fact of its own. Making it durable has none: fsync says nothing before it
+returns, so while one lasts there is no sign of life.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ LOOK_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def watched(folder: Path, changed: Callable[[], None]) -> Iterator[None]:
+def watched(folder: Path, changed: Callable[[], None], fact: Callable[[], float] = lambda: 0.0) -> Iterator[None]:
     """Meanwhile call `changed`, on a thread of its own, once per `LOOK_SECONDS` in which what lies below `folder` has changed in size.
 
-    None of it is called after the block. `changed` raises nothing; a folder that cannot be looked at has not changed.
+    So it is where `fact`, which moves with work that changes no size, gives another value than at the look before. None of it is called
+    after the block. `changed` raises nothing; a folder that cannot be looked at has not changed.
     """
     over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(folder, changed, over), name="growth", daemon=True)
+    thread = threading.Thread(target=_watch, args=(folder, changed, fact, over), name="growth", daemon=True)
     thread.start()
     try:
         yield
@@ -30,12 +33,12 @@ def watched(folder: Path, changed: Callable[[], None]) -> Iterator[None]:
         thread.join()
 
 
-def _watch(folder: Path, changed: Callable[[], None], over: threading.Event) -> None:
-    known = _sizes(folder)
+def _watch(folder: Path, changed: Callable[[], None], fact: Callable[[], float], over: threading.Event) -> None:
+    known = _sizes(folder), fact()
     while not over.wait(LOOK_SECONDS):
-        sizes = _sizes(folder)
-        if sizes is not None and sizes != known:
-            known = sizes
+        seen = _sizes(folder) or known[0], fact()
+        if seen != known:
+            known = seen
             changed()
 
 

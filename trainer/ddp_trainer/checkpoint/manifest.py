@@ -11,6 +11,7 @@ import json
 import math
 import re
 import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +33,10 @@ HASHING_THREADS = 4
 """Files that are hashed at the same time: there are two large ones."""
 _BLOCK_BYTES = 4 * 1024 * 1024
 """Read size while hashing: large enough to keep SHA-256 (about 1.5 GB/s) busy, small beside the page cache."""
+
+
+def _unheard() -> None:
+    """Nobody wants to know how the hashing gets on."""
 
 
 class FileEntry(BaseModel):
@@ -156,8 +161,10 @@ def _assert_version(folder: Path, text: bytes) -> None:
         )
 
 
-def verify(folder: Path) -> Manifest:
+def verify(folder: Path, hashed: Callable[[], None] = _unheard) -> Manifest:
     """Read and hash every file of a checkpoint, several at a time (hashing releases the interpreter lock).
+
+    `hashed` is called after each block, on the threads that hash: a large checkpoint takes minutes.
 
     Raises:
         BadCheckpointError: with the file and what is wrong with it.
@@ -166,18 +173,18 @@ def verify(folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     with ThreadPoolExecutor(HASHING_THREADS) as threads:
-        for _ in threads.map(lambda item: _verify_file(folder / item[0], item[1]), manifest.files.items()):
+        for _ in threads.map(lambda item: _verify_file(folder / item[0], item[1], hashed), manifest.files.items()):
             pass
     return manifest
 
 
-def _verify_file(path: Path, entry: FileEntry) -> None:
+def _verify_file(path: Path, entry: FileEntry, hashed: Callable[[], None]) -> None:
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):  # a link may lead anywhere, and opening a pipe would block for ever
             raise BadCheckpointError(f"{path.name}: not a regular file")
         size = status.st_size
-        digest = sha256_of(path) if size == entry.bytes else ""
+        digest = sha256_of(path, hashed) if size == entry.bytes else ""
     except MISSING as error:
         raise BadCheckpointError(f"{path.name}: {error.strerror}") from None
     if size != entry.bytes:
@@ -186,10 +193,11 @@ def _verify_file(path: Path, entry: FileEntry) -> None:
         raise BadCheckpointError(f"{path.name}: SHA-256 differs from the manifest's")
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+def sha256_of(path: Path, hashed: Callable[[], None] = _unheard) -> str:
+    """SHA-256 of a file, in hex; `hashed` is called after each block."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
+            hashed()
     return digest.hexdigest()

@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,6 +78,8 @@ class CheckpointStore:
         tell: Callable[[int, str], None] = _untold,
     ) -> None:
         self.root = root
+        self.hashed_at = 0.0
+        """When `adopt` or `has_good` last got a block further (monotonic seconds): a sign of life, since a large one takes minutes."""
         self._retention = Retention(keep, keep_every, keep_best)
         self._bytes_per_second = bytes_per_second
         self._fence = fence
@@ -157,7 +160,7 @@ class CheckpointStore:
             DataError: it cannot be moved here.
         """
         with self._sentences():
-            manifest = manifests.verify(folder)
+            manifest = manifests.verify(folder, self._hashed)
             for name in (*manifest.files, manifests.MANIFEST_NAME):
                 sync_file(folder / name)
             self._publish(folder, manifest, replaces=False)
@@ -215,11 +218,14 @@ class CheckpointStore:
     def _already(self, folder: Path) -> Manifest | None:
         """A commit of this step from before a restart, or from before the evaluation that follows it, if it verifies."""
         try:
-            return manifests.verify(folder)
+            return manifests.verify(folder, self._hashed)
         except BadCheckpointError as error:
             self._fence()
             self._set_aside(folder, str(error))
             return None
+
+    def _hashed(self) -> None:
+        self.hashed_at = time.monotonic()  # not a count: several threads hash
 
     def _set_aside(self, folder: Path, reason: str) -> None:
         quarantine(folder, reason)
@@ -302,7 +308,7 @@ class CheckpointStore:
         """Whether there is a checkpoint that verifies, or one of which that cannot be known now. Nothing is moved."""
         for step in reversed(self.steps()):
             try:
-                manifests.verify(self.folder(step))
+                manifests.verify(self.folder(step), self._hashed)
             except BadCheckpointError:
                 continue
             except (manifests.OtherFormatError, OSError):

@@ -128,6 +128,7 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
     from ddp_trainer.resilience.chronicle import LEDGER_FILE, Chronicle
     from ddp_trainer.resilience.custody import Custody
     from ddp_trainer.resilience.local_ranks import LocalRanks
+    from ddp_trainer.resilience.preface import Preface
     from ddp_trainer.resilience.preparation import prepare_or_refuse
     from ddp_trainer.resilience.rendezvous import REPLACED
     from ddp_trainer.telemetry.facts import FactsPage
@@ -141,7 +142,9 @@ def _supervise(config: RunConfig, me: Node, environment: Mapping[str, str], zygo
         interrupted_by = chronicle.recall()
         barrier = _barrier(config, me)
         if leads:
-            prepare_or_refuse(config, chronicle, barrier)
+            preface = Preface(config.run_dir, chronicle.ledger())
+            server.progress = preface.document
+            prepare_or_refuse(config, chronicle, barrier, preface)
         chronicle.forget_crashes()
         if events:
             _write_config(config)

@@ -17,6 +17,7 @@ from ddp_trainer.resilience.admission import assert_admitted, assert_own
 from ddp_trainer.resilience.chronicle import Chronicle
 from ddp_trainer.resilience.fault import Fault
 from ddp_trainer.resilience.judge import last_word
+from ddp_trainer.resilience.preface import Preface
 from ddp_trainer.resilience.rendezvous import GenerationBarrier
 from ddp_trainer.resilience.restore import tell_of_bad
 
@@ -26,25 +27,33 @@ REFUSAL_SECONDS = 60.0
 """How long a refusal waits for nodes that are not there yet: they are told with those that are, or find no node 0."""
 
 
-def prepare_or_refuse(config: RunConfig, chronicle: Chronicle, barrier: GenerationBarrier) -> None:
-    """Make the run directory ready, or end this start on all nodes with the same words.
+def prepare_or_refuse(config: RunConfig, chronicle: Chronicle, barrier: GenerationBarrier, preface: Preface) -> None:
+    """Make the run directory ready, or end this start on all nodes with the same words. `preface` is what node 0 answers meanwhile.
 
     Raises:
         DdpError: as `prepare`; the other nodes were told, unless the same start may succeed later: for that they wait.
     """
+
+    def gets_on() -> None:
+        barrier.beat()
+        preface.gets_on()
+
     try:
-        prepare(config, chronicle, barrier.beat)
+        prepare(config, chronicle, gets_on, preface.say)
     except DdpError as error:
         if not error.exit.retried:
             _refuse(barrier, error)
         raise
 
 
-def prepare(config: RunConfig, chronicle: Chronicle, gets_on: Callable[[], None] = lambda: None) -> None:
+def prepare(
+    config: RunConfig, chronicle: Chronicle, gets_on: Callable[[], None] = lambda: None, say: Callable[[str], None] = lambda _: None
+) -> None:
     """A volume without a good checkpoint begins with what its second home has, unless the run begins anew.
 
     Here, not where rank 0 finds that none verifies: a download may take longer than ranks wait for each other. It may take longer than
-    agents do, too: `gets_on` is called, on a thread of its own, as long as bytes come, so that it can be said to those that wait.
+    agents do, too, and so may hashing it, or what lies here: `gets_on` is called, on a thread of its own, as long as bytes come or are
+    hashed, so that it can be said to those that wait, and `say` is told in a line what is done. Only fsync gives no sign of life.
 
     Raises:
         ConfigError: the run begins anew, and its second home holds another run's.
@@ -52,14 +61,14 @@ def prepare(config: RunConfig, chronicle: Chronicle, gets_on: Callable[[], None]
         DdpError: as `Mirror.fetch_newest`.
     """
     store = CheckpointStore(config.run_dir / "checkpoints", tell=partial(tell_of_bad, config.run_dir))
-    store.prepare()
-    if (url := config.checkpoint.mirror_url) and not store.has_good():
-        with watched(store.root, gets_on):
-            _fetch_newest(config, url, store, chronicle)
-    assert_admitted(config, store, goes_on=chronicle.goes_on)
+    with watched(store.root, gets_on, lambda: store.hashed_at):
+        store.prepare()
+        if (url := config.checkpoint.mirror_url) and not store.has_good():
+            _fetch_newest(config, url, store, chronicle, say)
+        assert_admitted(config, store, goes_on=chronicle.goes_on)
 
 
-def _fetch_newest(config: RunConfig, url: str, store: CheckpointStore, chronicle: Chronicle) -> None:
+def _fetch_newest(config: RunConfig, url: str, store: CheckpointStore, chronicle: Chronicle, say: Callable[[str], None]) -> None:
     mirror = Mirror(url)
     if config.run.resume == "never" and not chronicle.goes_on:
         if not store.steps() and (newest := mirror.newest()) is not None:
@@ -71,6 +80,7 @@ def _fetch_newest(config: RunConfig, url: str, store: CheckpointStore, chronicle
 
     def admit(manifest: Manifest) -> None:
         assert_own(config, manifest, url)
+        say(f"fetching the checkpoint of step {manifest.step} from its second home")
         _log.info("fetching the checkpoint of step %d, %.2f GB, from %s", manifest.step, manifest.total_bytes / 1e9, url)
 
     step = mirror.fetch_newest(store, admit)

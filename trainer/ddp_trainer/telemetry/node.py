@@ -84,9 +84,7 @@ class NodeTelemetry:
     def _start(self, run: str) -> None:
         self._started = True
         if self._run_dir is not None:
-            with contextlib.suppress(OSError, DdpError):  # what an earlier agent of this run last knew, checkpoint included
-                before = parse((self._run_dir / PROGRESS_FILE).read_bytes())
-                self.progress = before if before.run == run else None
+            self.progress = last_known(self._run_dir, run)
         self._machine.start()
         self._disk.start()
 
@@ -124,6 +122,14 @@ class NodeTelemetry:
             )
         self._storage_is_low = is_low
         return volume
+
+
+def last_known(run_dir: Path, run: str) -> Progress | None:
+    """What an earlier agent of this run last knew, checkpoint included; None where that cannot be read, or is another run's."""
+    with contextlib.suppress(OSError, DdpError):
+        before = parse((run_dir / PROGRESS_FILE).read_bytes())
+        return before if before.run == run else None
+    return None
 
 
 def write_progress(run_dir: Path, document: bytes) -> None:
