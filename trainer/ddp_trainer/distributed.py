@@ -154,7 +154,7 @@ class Group:
             gradient_as_bucket_view=True,
             forward_sync_buffers=False,
             init_sync=False,
-            # in one go at the end: a core that sums while it computes does both more slowly (measured: 4 to 7 % of a step)
+            # in one go at the end: a core that sums while it computes does both more slowly
             bucket_cap_mb=ONE_BUCKET_MB if shared else None,
         )
         exchange.serve(wrapped, shared)

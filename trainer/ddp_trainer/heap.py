@@ -1,8 +1,8 @@
 """Freed memory stays with the process, where the host computes.
 
 A training step frees most of what it has allocated, and the C library gives all of that but 64 MB back to the kernel: the next step takes
-it again page by page, each of them filled with zeros first. For ResNet-50 that is 10,000 page faults and a twentieth of a step. What a
-process takes at most was measured to be the same either way; but it has that at all times.
+it again page by page, each of them filled with zeros first. What a process takes at most is the same either way, but kept, it has that
+at all times.
 """
 
 from __future__ import annotations
