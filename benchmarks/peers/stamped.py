@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ddp_trainer.config import RunConfig
 from ddp_trainer.data.source import Report
+from ddp_trainer.tasks.blank import all_in_state
 from ddp_trainer.tasks.cifar10 import Cifar10
 from ddp_trainer.tasks.protocol import Dataset
 
@@ -86,6 +87,7 @@ class Stamped(Cifar10):
         self._stamps.note("data ready")
         return StampedDataset(train_set, self._stamps), test_set
 
+    @all_in_state  # as the usual one is
     def build_model(self) -> nn.Module:
         """The usual one."""
         self._stamps.note("model begun")

@@ -12,19 +12,37 @@ from ddp_trainer.engine.average import begin_average
 from ddp_trainer.engine.precision import choose_dtype, compiles
 from ddp_trainer.engine.schedule import count_steps
 from ddp_trainer.engine.training import Training
+from ddp_trainer.tasks.blank import build_model
 from ddp_trainer.tasks.protocol import Dataset, Task
 
 
-def build(config: RunConfig, task: Task, group: Group, train_set: Dataset, test_set: Dataset, micro_batches: int) -> Training:
+def build(
+    config: RunConfig,
+    task: Task,
+    group: Group,
+    train_set: Dataset,
+    test_set: Dataset,
+    micro_batches: int,
+    *,
+    is_blank: bool = False,
+) -> Training:
     """Model, optimizer and wrapping for one rank, at step 0. `begin` must be called once the state is what it should be.
+
+    Args:
+        config: of the run.
+        task: what is trained.
+        group: of this rank.
+        train_set: not yet on the device.
+        test_set: likewise.
+        micro_batches: in a global batch.
+        is_blank: a saved state is about to be put in place, so the model may come without values.
 
     Raises:
         ConfigError: compilation or bf16 was asked for and is not to be had.
     """
     torch.manual_seed(config.run.seed)
     layout = torch.channels_last if config.precision.channels_last else torch.contiguous_format
-    model = task.build_model().to(group.device)
-    model = model.to(memory_format=layout)
+    model = build_model(task, group.device, layout, is_blank=is_blank)
     if compiles(config, group.device):
         model.compile()
     if group.device.type == "cuda":

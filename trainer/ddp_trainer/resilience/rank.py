@@ -117,7 +117,8 @@ def _run(config: RunConfig, place: Place, start: Start, page: FactsPage) -> None
     if store:
         on_disk = max(store.steps(), default=restore.NOTHING)  # what was set aside is not there any more
     recorder.phase("starting", "building the model")
-    run = engine.build(config, task, group, train_set, test_set, _micro_batches(config, group.world_size, origin))
+    micro_batches = _micro_batches(config, group.world_size, origin)
+    run = engine.build(config, task, group, train_set, test_set, micro_batches, is_blank=origin.source != "nothing")
     state = RunState(run.model, run.optimizer, run.ema)
     restore.put(origin, state, group)
     history = _take_over(run, origin, start)

@@ -16,6 +16,7 @@ from ddp_trainer.data.images import ImageDataset
 from ddp_trainer.data.source import Report
 from ddp_trainer.data.sources import resolve
 from ddp_trainer.errors import ConfigError
+from ddp_trainer.tasks.blank import all_in_state
 from ddp_trainer.tasks.resnet import build_resnet
 
 
@@ -45,6 +46,7 @@ class ImageFolder:
         """Names of the class folders, sorted. Decodes the data at the first use."""
         return self._open(_silent).classes
 
+    @all_in_state
     def build_model(self) -> nn.Module:
         """The ResNet that model.name and model.stem describe."""
         return build_resnet(self.config.model.name, self.config.model.stem, len(self.classes))

@@ -57,7 +57,10 @@ class Task(Protocol):
         """Names of the classes in the order of the targets; empty if this is not classification. A plain attribute will do."""
 
     def build_model(self) -> nn.Module:
-        """A freshly initialised network on the CPU. The engine has seeded torch's generator before."""
+        """A freshly initialised network on the CPU. The engine has seeded torch's generator before.
+
+        Marked with `blank.all_in_state`, it is called on the meta device where a saved state will give all values.
+        """
 
     def datasets(self, report: Report) -> tuple[Dataset, Dataset]:
         """The training and the test set. May download and decode, telling `report` how far it is, and may raise DataError."""
