@@ -35,14 +35,14 @@ def build(
         train_set: not yet on the device.
         test_set: likewise.
         micro_batches: in a global batch.
-        is_blank: a saved state is about to be put in place, so the model may come without values.
+        is_blank: a saved state is about to be put in place, so values need not be drawn.
 
     Raises:
         ConfigError: compilation or bf16 was asked for and is not to be had.
     """
     torch.manual_seed(config.run.seed)
     layout = torch.channels_last if config.precision.channels_last else torch.contiguous_format
-    model = build_model(task, group.device, layout, is_blank=is_blank)
+    model = build_model(task, is_blank=is_blank).to(group.device).to(memory_format=layout)
     if compiles(config, group.device):
         model.compile()
     if group.device.type == "cuda":

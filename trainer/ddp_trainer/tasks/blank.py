@@ -1,15 +1,17 @@
-"""A network that is about to be given a saved state is built without values of its own, where its task says that nothing is missed.
+"""A network that is about to be given a saved state is built without drawing values of its own, where its task says that nothing is missed.
 
 Drawing the first values of ResNet-50 takes a third of a second, and a second where four ranks share two cores: a fifth of a restart.
+torch's meta device is for the same; it imports SymPy for the first thing that it does in Python, which takes longer than what is saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from ddp_trainer.tasks.protocol import Task
 
@@ -18,27 +20,43 @@ _MARK = "is_all_in_state"
 
 
 def all_in_state(build_model: _Build) -> _Build:
-    """Mark a task's `build_model`: whatever it computes ends up in the parameters and persistent buffers of the model, and nowhere else.
+    """Mark a task's `build_model`: whatever it draws ends up in parameters and persistent buffers of the model, and nowhere else.
 
-    A restart then calls it on torch's meta device, where tensors have shapes and no values; all of these come from the state. Not to be
-    marked is one that reads a value, keeps a copy of the first weights, or draws a buffer that is not persistent. The mark is the
-    method's: one that overrides it has none unless it is given one.
+    A restart then calls it with all draws in place (`normal_` and the like, and so `nn.init`) left out: these tensors hold whatever their
+    memory held, until the state is put in their place. Not to be marked is one that keeps a copy of the first weights, or draws a buffer
+    that is not persistent. The mark is the method's: one that overrides it has none unless it is given one.
     """
     setattr(build_model, _MARK, True)
     return build_model
 
 
-def build_model(task: Task, device: torch.device, layout: torch.memory_format, *, is_blank: bool) -> nn.Module:
-    """The task's network on a device.
+def build_model(task: Task, *, is_blank: bool) -> nn.Module:
+    """The task's network, on the CPU. The torch generator is seeded for it already.
 
     Args:
-        task: the torch generator is seeded for it already.
-        device: where the parameters are to be.
-        layout: of those with four dimensions.
+        task: whose network it is.
         is_blank: a state is about to be put in place of all values, so that they need not be drawn.
     """
     if not (is_blank and getattr(task.build_model, _MARK, False)):
-        return task.build_model().to(device).to(memory_format=layout)
-    with torch.device("meta"):
-        model = task.build_model()
-    return model.to(memory_format=layout).to_empty(device=device)
+        return task.build_model()
+    with _NothingDrawn():
+        return task.build_model()
+
+
+_DRAWS = frozenset(
+    {
+        *(Tensor.normal_, Tensor.uniform_, Tensor.bernoulli_, Tensor.exponential_, Tensor.log_normal_, Tensor.random_),
+        # those of nn.init that are seen as a whole, and what they call is not
+        *(init.normal_, init.uniform_, init.kaiming_uniform_),
+    }
+)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out draws in place."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        return (args[0] if args else given["tensor"]) if func in _DRAWS else func(*args, **given)

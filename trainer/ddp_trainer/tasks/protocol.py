@@ -59,7 +59,7 @@ class Task(Protocol):
     def build_model(self) -> nn.Module:
         """A freshly initialised network on the CPU. The engine has seeded torch's generator before.
 
-        Marked with `blank.all_in_state`, it is called on the meta device where a saved state will give all values.
+        Marked with `blank.all_in_state`, nothing is drawn where a saved state is about to give all values.
         """
 
     def datasets(self, report: Report) -> tuple[Dataset, Dataset]:
