@@ -83,20 +83,22 @@ class Meeting:
             self._beaten_at = time.monotonic()
             self.store.add("beats", 1)
 
-    def await_all(self, waiting: Callable[[int], None]) -> None:
-        """Wait until every rank of this generation is here, its data read; `waiting(signs)` at every sign of life of those that are not.
+    def await_all(self, waiting: Callable[[int], None], place: str = "here") -> None:
+        """Wait until every rank of this generation is at a place: here, its data read. `waiting(signs)` at every sign of life of others.
 
         Without a bound of its own: one node's download may take an hour, and a group that is formed waits for a late rank no longer than
         for a collective. Who is awaited and silent, since its node is gone, makes those that wait stand still for their agents.
         """
-        here, pause, signs = self.store.add("here", 1), POLL_SECONDS[0], -1
+        if self.world_size == 1:
+            return
+        here, pause, signs = self.store.add(place, 1), POLL_SECONDS[0], -1
         while here < self.world_size:
             if (newest := here + self.store.add("beats", 0)) != signs:
                 signs = newest
                 waiting(signs)
             time.sleep(pause)
             pause = min(pause * 1.5, POLL_SECONDS[1])
-            here = self.store.add("here", 0)
+            here = self.store.add(place, 0)
 
 
 class Group:
@@ -124,8 +126,8 @@ class Group:
             torch.cuda.set_device(device)
         else:
             keep_freed_memory()
+        meeting.await_all(waiting)
         if place.world_size > 1:
-            meeting.await_all(waiting)
             dist.init_process_group(
                 backend,
                 store=meeting.store,

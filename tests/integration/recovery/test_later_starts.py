@@ -3,6 +3,8 @@
 import os
 import signal
 
+from small_network import VERIFYING_SECONDS
+
 FEW = ("--workers", 2, "--set", "optim.max_steps=4", "--set", "checkpoint.every_steps=2")
 
 
@@ -34,3 +36,14 @@ def test_never_resuming_refuses_another_runs_checkpoints_and_not_those_of_a_lost
         again = ddp(*small, *never, run_dir=home)
         assert again.wait() == 3
         assert "run.resume is never" in again.output
+
+
+def test_ranks_wait_for_one_that_reads_a_checkpoint_for_longer_than_a_collective_may_take(ddp, small, tmp_path):
+    home = tmp_path / "run"
+    slow = ("--workers", 2, "--set", "task.name=small_network:SlowToVerify", "--set", "checkpoint.every_steps=2")
+    bound = ("--set", f"distributed.collective_timeout_seconds={VERIFYING_SECONDS / 3}")
+    assert ddp(*small, *slow, "--set", "optim.max_steps=2", run_dir=home).wait() == 0
+    later = ddp(*small, *slow, *bound, "--set", "optim.max_steps=4", run_dir=home)
+    assert later.wait() == 0, later.output
+    assert later.of_kind("fault") == []
+    assert (later.of_kind("resume")[-1]["step"], later.of_kind("resume")[-1]["source"]) == (2, "disk")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -34,6 +36,27 @@ class WithAnOddHead(Cifar10):
     def build_model(self) -> nn.Module:
         model = super().build_model()
         model.register_buffer("noise", torch.rand(3), persistent=False)
+        return model
+
+
+class Wrapped(Cifar10):
+    """Looks like the marked method, and does more."""
+
+    @functools.wraps(Cifar10.build_model)
+    def build_model(self) -> nn.Module:
+        model = super().build_model()
+        model.register_buffer("noise", torch.rand(3), persistent=False)
+        return model
+
+
+class Truncated(Cifar10):
+    """Draws again until all of a parameter is within bounds, as vision transformers do, in both of torch's ways."""
+
+    @all_in_state
+    def build_model(self) -> nn.Module:
+        model = nn.Linear(64, 64)
+        nn.init.trunc_normal_(model.weight, std=0.02, a=-0.04, b=0.04)
+        nn.init.trunc_normal_(model.bias, std=0.02, a=0.03, b=0.2)
         return model
 
 
@@ -80,8 +103,17 @@ def test_a_fresh_run_has_its_first_values(cache_dir):
     assert all(torch.equal(mine, other) for mine, other in zip(model.parameters(), expected.parameters(), strict=True))
 
 
-def test_one_that_overrides_a_marked_method_is_built_in_full(cache_dir):
-    task = task_of(task=WithAnOddHead, cache_dir=cache_dir)
+def test_a_draw_that_is_repeated_until_it_is_within_bounds_comes_to_an_end_whatever_memory_held(cache_dir, monkeypatch):
+    fresh = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **words: fresh(*shape, **words).fill_(1e30))
+    assert torch.empty(1).item() == pytest.approx(1e30)
+    model = build_model(task_of(task=Truncated, cache_dir=cache_dir), is_blank=True)
+    assert (model.weight.shape, model.bias.shape) == ((64, 64), (64,))
+
+
+@pytest.mark.parametrize("task", [WithAnOddHead, Wrapped])
+def test_one_that_overrides_a_marked_method_is_built_in_full(cache_dir, task):
+    task = task_of(task=task, cache_dir=cache_dir)
     full, restarted = built(task, is_blank=False), built(task, is_blank=True)
     assert torch.equal(restarted.noise, full.noise)
     assert all(torch.equal(mine, other) for mine, other in zip(restarted.parameters(), full.parameters(), strict=True))

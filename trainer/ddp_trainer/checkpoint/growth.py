@@ -34,12 +34,13 @@ def watched(folder: Path, changed: Callable[[], None], fact: Callable[[], float]
 
 
 def _watch(folder: Path, changed: Callable[[], None], fact: Callable[[], float], over: threading.Event) -> None:
-    known = _sizes(folder), fact()
-    while not over.wait(LOOK_SECONDS):
-        seen = _sizes(folder) or known[0], fact()
-        if seen != known:
-            known = seen
+    known_sizes, known_fact = None, fact()
+    while not over.wait(LOOK_SECONDS):  # before the first look: most blocks are over by then, and a network volume's folder is not walked
+        sizes, moved = _sizes(folder) or known_sizes, fact()
+        has_grown = known_sizes is not None and sizes != known_sizes
+        if has_grown or moved != known_fact:
             changed()
+        known_sizes, known_fact = sizes, moved
 
 
 def _sizes(folder: Path) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,8 +44,12 @@ class Loaded:
     """The content of `state.json`."""
 
 
-def load_newest_of(folders: Iterable[Path], set_aside: Callable[[Path, str], None]) -> tuple[Loaded | None, tuple[tuple[int, str], ...]]:
+def load_newest_of(
+    folders: Iterable[Path], set_aside: Callable[[Path, str], None], hashed: Callable[[], None]
+) -> tuple[Loaded | None, tuple[tuple[int, str], ...]]:
     """Load the first folder that verifies, having those before it `set_aside`; None, and what was set aside, if there is none.
+
+    `hashed` is called as by `verify`.
 
     Raises:
         DataError: a bad one cannot be moved; or one is of another format; or the volume cannot be read, after `READ_ATTEMPTS`: then
@@ -53,7 +58,7 @@ def load_newest_of(folders: Iterable[Path], set_aside: Callable[[Path, str], Non
     bad: list[tuple[int, str]] = []
     for folder in folders:
         try:
-            manifest, tensors, extra = patiently(folder, _read)
+            manifest, tensors, extra = patiently(folder, partial(_read, hashed=hashed))
         except (BadCheckpointError, SafetensorError, ValueError) as error:
             bad.append((step_of(folder) or 0, str(error)))
             set_aside(folder, str(error))
@@ -131,7 +136,7 @@ def patiently(folder: Path, read: Callable[[Path], T]) -> T:
     raise AssertionError("READ_ATTEMPTS is at least 1")
 
 
-def _read(folder: Path) -> tuple[Manifest, dict[str, Tensor], dict[str, Any]]:
+def _read(folder: Path, hashed: Callable[[], None]) -> tuple[Manifest, dict[str, Tensor], dict[str, Any]]:
     """Everything in a checkpoint whose every file verifies.
 
     Raises:
@@ -142,7 +147,7 @@ def _read(folder: Path) -> tuple[Manifest, dict[str, Tensor], dict[str, Any]]:
 
     from ddp_trainer.checkpoint.finite import not_finite
 
-    manifest = verify(folder)
+    manifest = verify(folder, hashed)
     files = [folder / name for name in manifest.files if name.endswith(TENSORS_SUFFIX)]
     if not files:
         raise BadCheckpointError("there are no tensors in the manifest")

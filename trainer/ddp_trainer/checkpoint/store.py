@@ -79,7 +79,7 @@ class CheckpointStore:
     ) -> None:
         self.root = root
         self.hashed_at = 0.0
-        """When `adopt` or `has_good` last got a block further (monotonic seconds): a sign of life, since a large one takes minutes."""
+        """When a block was hashed last (monotonic seconds), but for a commit's: a sign of life, since a large checkpoint takes minutes."""
         self._retention = Retention(keep, keep_every, keep_best)
         self._bytes_per_second = bytes_per_second
         self._fence = fence
@@ -292,7 +292,8 @@ class CheckpointStore:
             DataError: there were checkpoints, and none of them verifies; or a bad one cannot be moved; or one is of another format; or the
                 volume cannot be read, after several attempts: then nothing is moved.
         """
-        loaded, bad = load_newest_of((self.folder(step) for step in reversed(self.steps()) if step > newer_than), self._set_aside)
+        folders = (self.folder(step) for step in reversed(self.steps()) if step > newer_than)
+        loaded, bad = load_newest_of(folders, self._set_aside, self._hashed)
         if loaded:
             self._known_good.add(loaded.manifest.step)
             return loaded

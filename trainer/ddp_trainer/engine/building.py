@@ -43,6 +43,7 @@ def build(
     torch.manual_seed(config.run.seed)
     layout = torch.channels_last if config.precision.channels_last else torch.contiguous_format
     model = build_model(task, is_blank=is_blank).to(group.device).to(memory_format=layout)
+    torch.manual_seed(config.run.seed)  # what a user draws from here on is the same at a restart, which may have drawn less until here
     if compiles(config, group.device):
         model.compile()
     if group.device.type == "cuda":

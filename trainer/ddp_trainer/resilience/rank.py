@@ -6,6 +6,7 @@ stops a single rank kills it; snapshots and commits are safe against that.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 from ddp_trainer import engine
+from ddp_trainer.checkpoint.growth import watched
 from ddp_trainer.checkpoint.keeper import Keeper
 from ddp_trainer.checkpoint.schedule import Schedule
 from ddp_trainer.checkpoint.snapshot import SnapshotMemory
@@ -108,14 +110,11 @@ def _run(config: RunConfig, place: Place, start: Start, page: FactsPage) -> None
     group = Group.join(config, place, meeting, lambda signs: recorder.phase("starting", "meeting the other ranks", signs))
     if group.device.type == "cuda":
         recorder.on_gpu(str(torch.cuda.get_device_properties(group.device).uuid))
-    recorder.phase("starting", "finding the newest state")
     memory = SnapshotMemory(start.memory)
     # only the writer writes there
     store = CheckpointStore(config.run_dir / "checkpoints", tell=partial(restore.tell_of_bad, config.run_dir)) if leads else None
-    on_disk = max(store.steps(), default=restore.NOTHING) if store else restore.NOTHING
-    origin = restore.find(group, memory, on_disk, lambda above: _load(config, store, train_set.fingerprint, above))
-    if store:
-        on_disk = max(store.steps(), default=restore.NOTHING)  # what was set aside is not there any more
+    origin = _find(config, recorder, meeting, group, memory, store, train_set.fingerprint)
+    on_disk = max(store.steps(), default=restore.NOTHING) if store else restore.NOTHING  # what was set aside is not there any more
     recorder.phase("starting", "building the model")
     micro_batches = _micro_batches(config, group.world_size, origin)
     run = engine.build(config, task, group, train_set, test_set, micro_batches, is_blank=origin.source != "nothing")
@@ -237,11 +236,42 @@ def _ask_for_disk(memory: SnapshotMemory, keeper: Keeper) -> None:
         keeper.hurry()
 
 
-def _load(config: RunConfig, store: CheckpointStore | None, fingerprint: str, above: int) -> Loaded | None:
-    """Rank 0: the newest checkpoint above a step that verifies and belongs to this run."""
+def _find(
+    config: RunConfig,
+    recorder: Recorder,
+    meeting: Meeting,
+    group: Group,
+    memory: SnapshotMemory,
+    store: CheckpointStore | None,
+    fingerprint: str,
+) -> restore.Origin:
+    """The newest state, wherever it is. Rank 0 may read for longer than a collective waits: the others hear that it gets on."""
+
+    def finding(signs: int = 0) -> None:
+        recorder.phase("starting", "finding the newest state", signs)
+
+    blocks = itertools.count(1)
+
+    def gets_on() -> None:  # on a thread of its own, while this one reads
+        meeting.beat()
+        finding(next(blocks))
+
+    finding()
+    return restore.find(
+        group,
+        memory,
+        newest_on_disk=max(store.steps(), default=restore.NOTHING) if store else restore.NOTHING,
+        load=lambda above: _load(config, store, fingerprint, above, gets_on),
+        await_loaded=lambda: meeting.await_all(finding, "loaded"),
+    )
+
+
+def _load(config: RunConfig, store: CheckpointStore | None, fingerprint: str, above: int, gets_on: Callable[[], None]) -> Loaded | None:
+    """Rank 0: the newest checkpoint above a step that verifies and belongs to this run. `gets_on` is called while files are hashed."""
     if store is None or (config.run.resume == "never" and not store.steps()):
         return None  # "never" is how one begins anew where all checkpoints were set aside
-    loaded = store.load_newest(newer_than=above)
+    with watched(store.root, gets_on, lambda: store.hashed_at):
+        loaded = store.load_newest(newer_than=above)
     if loaded is not None:
         assert_own(config, loaded.manifest, str(config.run_dir), fingerprint)
     return loaded

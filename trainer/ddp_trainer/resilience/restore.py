@@ -77,7 +77,13 @@ def choose(held: Sequence[Holding]) -> Choice:
     return Choice(step, has.index(True), has, disagrees=len(votes) > 1)
 
 
-def find(group: Group, memory: SnapshotMemory, newest_on_disk: int, load: Callable[[int], Loaded | None]) -> Origin:
+def find(
+    group: Group,
+    memory: SnapshotMemory,
+    newest_on_disk: int,
+    load: Callable[[int], Loaded | None],
+    await_loaded: Callable[[], None] = lambda: None,
+) -> Origin:
     """Agree with all ranks on the state to go on from.
 
     Args:
@@ -86,6 +92,7 @@ def find(group: Group, memory: SnapshotMemory, newest_on_disk: int, load: Callab
         newest_on_disk: rank 0: the newest step that has a folder, verified or not; `NOTHING` on other ranks.
         load: rank 0: the newest checkpoint on disk above a step that verifies, is finite, and belongs to this run. Where no memory has
             anything it is asked though the disk seems empty: it refuses to begin anew where all checkpoints were set aside before.
+        await_loaded: returns when rank 0 has loaded, however long that takes: a large state takes longer than a collective may.
     """
     own = _newest_finite(memory)
     checksum = memory.checksum(own) if own else 0
@@ -95,6 +102,7 @@ def find(group: Group, memory: SnapshotMemory, newest_on_disk: int, load: Callab
         _log.warning("nodes hold different bits for step %d in memory; taking what most of them hold", choice.step)
     if rows[0][2] > choice.step or choice.step == NOTHING:
         loaded = load(choice.step) if group.rank == 0 else None
+        await_loaded()
         meta = group.share_json(_meta(loaded) if loaded else None)
         if meta is not None:
             return Origin("disk", meta, loaded.tensors if loaded else {}, 0, group.world_size > 1)

@@ -16,17 +16,18 @@ from torch.overrides import TorchFunctionMode
 from ddp_trainer.tasks.protocol import Task
 
 _Build = TypeVar("_Build", bound=Callable[..., nn.Module])
-_MARK = "is_all_in_state"
+_MARK = "all_in_state"
 
 
 def all_in_state(build_model: _Build) -> _Build:
-    """Mark a task's `build_model`: whatever it draws ends up in parameters and persistent buffers of the model, and nowhere else.
+    """Mark a task's `build_model`: nothing that depends on the first values of parameters is kept outside the parameters and saved buffers.
 
-    A restart then calls it with all draws in place (`normal_` and the like, and so `nn.init`) left out: these tensors hold whatever their
-    memory held, until the state is put in their place. Not to be marked is one that keeps a copy of the first weights, or draws a buffer
-    that is not persistent. The mark is the method's: one that overrides it has none unless it is given one.
+    A restart then calls it with draws into parameters (`normal_` and the like, and so `nn.init`) left out: they hold whatever their
+    memory held, until the state is put in their place. Not to be marked is one that keeps a copy of the first weights or a number
+    computed from them, or that branches on one. The mark is the function's: one that overrides or wraps it has none unless it is given
+    one.
     """
-    setattr(build_model, _MARK, True)
+    setattr(build_model, _MARK, build_model)  # itself: `functools.wraps` copies attributes to what may do more
     return build_model
 
 
@@ -37,7 +38,8 @@ def build_model(task: Task, *, is_blank: bool) -> nn.Module:
         task: whose network it is.
         is_blank: a state is about to be put in place of all values, so that they need not be drawn.
     """
-    if not (is_blank and getattr(task.build_model, _MARK, False)):
+    method = getattr(task.build_model, "__func__", task.build_model)
+    if not is_blank or getattr(method, _MARK, None) is not method:
         return task.build_model()
     with _NothingDrawn():
         return task.build_model()
@@ -53,10 +55,12 @@ _DRAWS = frozenset(
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """Leaves out draws in place."""
+    """Leaves out draws into parameters. What else is drawn may be looked at: `trunc_normal_` draws again until all is within bounds."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
-        return (args[0] if args else given["tensor"]) if func in _DRAWS else func(*args, **given)
+        if func in _DRAWS and isinstance(target := args[0] if args else given.get("tensor"), nn.Parameter):
+            return target
+        return func(*args, **given)
