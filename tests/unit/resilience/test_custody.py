@@ -148,10 +148,11 @@ def test_a_disk_that_stays_full_is_waited_for_no_longer_than_the_bound(bench):
 def test_a_disk_that_stays_full_leaves_time_to_copy_to_the_second_home_what_did_get_to_disk(bench, tmp_path):
     bench.begin({"checkpoint.mirror_url": str(tmp_path / "second home")})
     bench.store.root.write_text("in the way")
-    bench.until_failed(bench.keep(70, 7, True))
-    answer, left_seconds = bench.write_newest_and_what_is_left(8.0)
+    times = bench.until_failed(bench.keep(70, 7, True))["times"]
+    answer, left_seconds = bench.write_newest_and_what_is_left(16.0)
     assert answer is False
-    assert left_seconds > 0
+    assert 0 < left_seconds <= 8.0
+    assert bench.report()["failed"]["times"] > times + 1, "until half of the time is over it is tried again"
 
 
 def test_a_state_that_is_not_finite_is_not_waited_for(bench):

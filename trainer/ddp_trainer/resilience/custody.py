@@ -141,8 +141,8 @@ class Custody:
         """Have the newest snapshot on disk, if it is not there; False if that did not work within the bound.
 
         A disk that was full a second ago may not be now, so that a failure ends this at once only if it is one of the `LASTING`; or, where
-        there is a second home, when what is left is the time to copy there what did get to disk. The previous checkpoint stays intact,
-        whatever happens.
+        there is a second home, if it is heard of when what is left is the time to copy there what did get to disk: not an older one, since
+        the next try may be under way and succeed. The previous checkpoint stays intact, whatever happens.
         """
         newest = self.memory.newest()
         if self._config is None or newest is None:
@@ -155,13 +155,16 @@ class Custody:
             self.memory.want_durable(newest)
         deadline = time.monotonic() + bound_seconds
         to_copy_seconds = min(MIRROR_SECONDS, bound_seconds / 2) if self._config.checkpoint.mirror_url else 0.0
+        known = 0
         while (now := time.monotonic()) < deadline:
             report = self.report()
             if int(report.get("number", 0)) >= newest.number:
                 return True
             failed = report.get("failed") or {}
-            if failed.get("number") == newest.number and (failed["cause"] in LASTING or now >= deadline - to_copy_seconds):
+            tries = int(failed["times"]) if failed.get("number") == newest.number else 0
+            if tries and (failed["cause"] in LASTING or (tries > known and now >= deadline - to_copy_seconds)):
                 return False
+            known = tries
             while_waiting()
             self.look()
             for death in self._zygote.deaths(LOOK_SECONDS):
