@@ -49,8 +49,8 @@ e2e: $(READY) ## install, kill, upgrade and uninstall on that cluster; prints on
 manifests: $(READY) ## everything generated from the chart and the schema
 	$(BIN)/python manifests/render.py
 
-clean: ## everything that these targets made
-	rm -rf $(VENV) runs build *.egg-info trainer/*.egg-info
+clean: ## everything that these targets made, but for runs/: checkpoints are yours to remove
+	rm -rf $(VENV) build *.egg-info trainer/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(READY): requirements/install.sh requirements/bootstrap.txt requirements/locked.txt pyproject.toml
 	@requirements/install.sh $(PYTHON) $(VENV) && touch $@

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import random
+import shlex
 import sys
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,12 @@ def test_commands_to_try_next_are_called_as_the_user_called_this_one(tmp_path, m
     assert "try next       bin/ddp local --config 'my configs/demo.json' --workers 2" in text
     assert "bin/tensorboard --logdir runs/demo-2/tensorboard" in text
     assert "bin/ddp demo --config 'my configs/demo.json' --data full" in text
+    own = configured("data.source=my images", "task.name=imagefolder", "model.name=resnet18", "optim.epochs=9")
+    first, *_ = try_next(own, Typed("ddp", None), said={"task.name", "model.name", "optim.epochs", "run.name"})
+    words = shlex.split(first.removeprefix("try next"))
+    settings = [value for flag, value in pairwise(words) if flag == "--set"]
+    again = load(None, settings)
+    assert (again.data.source, again.task.name, again.model.name, again.optim.epochs) == ("my images", "imagefolder", "resnet18", 2)
     text = "\n".join(try_next(configured("data.source=download"), Typed("elsewhere/ddp", None)))
     assert "tensorboard" not in text
     assert "--data full" not in text

@@ -7,6 +7,7 @@ takes some minutes at most, whatever the data and the machine, unless the user s
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 import shutil
@@ -14,6 +15,7 @@ import tarfile
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from itertools import count
 from pathlib import Path
 
@@ -88,7 +90,7 @@ def run_demo(
 
     code = Local(config, environment, View(), on_look=kill_once if victim else (lambda _: None)).run()
     if code == 0:
-        say("\n".join(["", *epilogue(config, killed_at[0] if killed_at else None), "", *try_next(config, typed)]))
+        say("\n".join(["", *epilogue(config, killed_at[0] if killed_at else None), "", *try_next(config, typed, said)]))
     return code
 
 
@@ -198,9 +200,9 @@ def _is_new_step(event: Mapping[str, object], killed_at: float | None) -> bool:
     return killed_at is not None and event.get("kind") == "first_step" and isinstance(moment, float) and moment > killed_at
 
 
-def try_next(config: RunConfig, typed: Typed) -> list[str]:
-    """Commands that work as they stand."""
-    lines = [typed.command("local", "--workers", "2", "--set", "optim.epochs=2", "--run-dir", "runs/mine")]
+def try_next(config: RunConfig, typed: Typed, said: Collection[str] = ()) -> list[str]:
+    """Commands that work as they stand, on the same data and task: what the user has `said` may have been said for this call only."""
+    lines = [typed.command("local", "--workers", "2", *_as_said(config, said), "--set", "optim.epochs=2", "--run-dir", "runs/two-workers")]
     tensorboard = str(Path(typed.program).with_name("tensorboard"))
     if config.telemetry.tensorboard and shutil.which(tensorboard):
         lines.append(shlex.join([tensorboard, "--logdir", str(config.run_dir / "tensorboard")]))
@@ -208,3 +210,15 @@ def try_next(config: RunConfig, typed: Typed) -> list[str]:
         lines.append(typed.command("demo", "--data", "full") + "        # all 60,000 images, downloaded")
     lines.append("docs/your-own-model.md says how to train your own model")
     return [f"{'try next' if i == 0 else '':15}{line}" for i, line in enumerate(lines)]
+
+
+def _as_said(config: RunConfig, said: Collection[str]) -> list[str]:
+    """The data and whatever else was chosen, but how long to train and where."""
+    keys = {*said, "data.source"} if config.data.source != "sample" else {*said}
+    words = []
+    for key in sorted(keys - LENGTH_KEYS):
+        section, *names = key.split(".")
+        if section not in {"run", "distributed"}:
+            value = reduce(lambda part, name: part[name], names, getattr(config, section).model_dump(mode="json"))
+            words += ["--set", f"{key}={json.dumps(value)}"]
+    return words
