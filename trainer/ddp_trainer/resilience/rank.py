@@ -6,6 +6,7 @@ stops a single rank kills it; snapshots and commits are safe against that.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed as dist
 
 from ddp_trainer import engine
 from ddp_trainer.checkpoint.growth import watched
@@ -253,7 +255,8 @@ def _find(
     blocks = itertools.count(1)
 
     def gets_on() -> None:  # on a thread of its own, while this one reads
-        meeting.beat()
+        with contextlib.suppress(dist.DistError):  # where the store is lost, the agent ends this generation
+            meeting.beat()
         finding(next(blocks))
 
     finding()
