@@ -12,6 +12,20 @@ from ddp_trainer.resilience import preparation
 from ddp_trainer.resilience.chronicle import Chronicle
 from ddp_trainer.resilience.judge import ending_of
 from ddp_trainer.resilience.preface import Preface
+from ddp_trainer.resilience.rendezvous import SupersededError
+
+
+def coming(barrier):
+    """What an agent does until it is told: where all had met before node 0 said it, it asks what to start with, and meets again."""
+    meet = barrier.next_rendezvous
+
+    def meets():
+        meet()
+        with pytest.raises(SupersededError):
+            barrier.shared("start")
+        meet()
+
+    return meets
 
 
 @pytest.fixture
@@ -22,6 +36,8 @@ def refused(tmp_path, monkeypatch):
 
     def refuse(*present):
         them = Gang(3)
+        for node in present:
+            monkeypatch.setattr(them.barriers[node], "next_rendezvous", coming(them.barriers[node]))
         waiting = them.wait_until_waiting(*present)
         config = RunConfig().with_values({"run.root": str(tmp_path / "taken"), "run.name": "run"})
         chronicle = Chronicle("run", 0, 3, None)
